@@ -1,0 +1,332 @@
+package netio
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Conn is a connection that a Driver drives. Its methods may be called by any
+// goroutine at any time. It takes 160 bytes (TestConnIsSmall), and 16 more
+// while a goroutine reads it.
+type Conn struct {
+	// Static.
+	d     *Driver
+	nc    net.Conn
+	raw   syscall.RawConn // nil: nc has no descriptor that we may use
+	h     Handler
+	shard *shard
+
+	// The reader's: what the last read brought. Only with raw.
+	in    *[readSize]byte
+	inLen int32
+	inErr syscall.Errno
+
+	index int32 // in shard.conns; shard.mu guards it
+
+	mu      sync.Mutex    // guards everything below; no system call under it
+	refs    int8          // the reader, and a Tick or Slow being called: Closed waits for 0
+	started bool          // by Start
+	stopped bool          // Data took less than it was given; no goroutine reads
+	resumed bool          // Resume came while Data was called
+	writing bool          // somebody writes: a caller of Write or the drain. q != nil only with it
+	shut    bool          // by Shut
+	cut     bool          // by Shut: the queue keeps only what is in flight, and last
+	closed  bool          // nc is closed or about to be
+	told    bool          // Slow was called
+	swept   uint32        // the last sweep that met us
+	seen    time.Duration // when the last byte came, since d.start
+	q       *queue        // nil: nothing is queued
+	carry   *[]byte       // what Data did not take; nil: nothing
+	end     *ending       // nil: neither shut nor closed
+}
+
+// ending is what only a connection near its end needs.
+type ending struct {
+	at    time.Time   // when Shut's wait is over
+	timer *time.Timer // nil: not shut
+	cause error       // for Closed
+}
+
+const (
+	readSize  = 4 << 10 // the pooled buffer of one read from a descriptor
+	plainSize = 1 << 10 // the buffer of a connection without one
+
+	// closeNotify is how long TLS may take to say goodbye to a peer that
+	// takes nothing; crypto/tls itself waits 5 s.
+	closeNotify = 250 * time.Millisecond
+)
+
+// Start begins to read. A second call, or one after Close, does nothing.
+func (c *Conn) Start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.started || c.closed {
+		return
+	}
+	c.started = true
+	c.readLocked(time.Since(c.d.start))
+}
+
+// Resume goes on reading after Data took less than it was given. One that
+// comes while Data is still being called counts. Until then nobody looks at
+// the connection: that the peer ended it is noticed at most by a write.
+func (c *Conn) Resume() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resumeLocked()
+}
+
+func (c *Conn) resumeLocked() {
+	switch {
+	case c.closed:
+	case c.stopped:
+		c.stopped = false
+		c.readLocked(c.d.stamp())
+	default:
+		c.resumed = true
+	}
+}
+
+func (c *Conn) readLocked(now time.Duration) {
+	c.seen = now
+	c.refs++
+	go c.read()
+}
+
+// Silence is the time since the last byte came, by at most a Tick too short.
+// Time while reading was stopped does not count.
+func (c *Conn) Silence(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		return 0 // it stopped when bytes came, and Resume counts from there
+	}
+	return max(0, now.Sub(c.d.start)-c.seen)
+}
+
+// Close ends the connection at once: a reset if output is queued, which is
+// lost, otherwise a plain close. It does not block, and Closed follows.
+func (c *Conn) Close() { c.close(ErrClosed, false) }
+
+// close marks the connection closed, for cause, and hangs up. hard: without
+// a goodbye of TLS.
+func (c *Conn) close(cause error, hard bool) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.closed = true
+	if c.end == nil {
+		c.end = new(ending)
+	}
+	c.end.cause = cause
+	if c.end.timer != nil {
+		c.end.timer.Stop()
+	}
+	unsent := c.q != nil
+	if unsent {
+		c.d.release(c.q.bytes)
+		c.freeLocked()
+	}
+	c.carry = nil
+	last := c.refs == 0
+	if c.raw == nil {
+		c.d.wg.Add(1)
+	}
+	c.mu.Unlock()
+
+	if c.raw != nil {
+		c.hangUp(unsent, hard) // as short as it takes the reader to look up
+	} else {
+		go func() { // closing TLS writes, and a wrapper may do anything
+			defer c.d.wg.Done()
+			c.hangUp(unsent, hard)
+		}()
+	}
+	if last {
+		go c.finish() // our caller may hold locks that Closed takes
+	}
+}
+
+// hangUp closes nc; everybody who waits for it returns.
+func (c *Conn) hangUp(reset, hard bool) {
+	nc := c.nc
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+		if !reset && !hard {
+			timer := time.AfterFunc(closeNotify, func() { nc.Close() })
+			t.Close()
+			timer.Stop()
+			return
+		}
+	}
+	if t, ok := nc.(*net.TCPConn); ok && reset {
+		t.SetLinger(0)
+	}
+	nc.Close()
+}
+
+// leave gives up a reference. The last one to leave a closed connection
+// finishes it.
+func (c *Conn) leave() {
+	c.mu.Lock()
+	c.refs--
+	last := c.closed && c.refs == 0
+	c.mu.Unlock()
+	if last {
+		c.finish()
+	}
+}
+
+// finish runs once: refs does not rise again on a closed connection.
+func (c *Conn) finish() {
+	c.shard.remove(c)
+	c.h.Closed(c.end.cause)
+	c.d.wg.Done()
+}
+
+// sweep looks after c once in each round.
+func (c *Conn) sweep(now time.Time, round uint32) {
+	c.mu.Lock()
+	if !c.started || c.closed || c.swept == round {
+		c.mu.Unlock()
+		return
+	}
+	c.swept = round
+	c.refs++
+	t := c.d.cfg.WriteTimeout
+	slow := t > 0 && c.q != nil && now.Sub(c.d.start)-c.q.moved >= t && c.slowLocked()
+	c.mu.Unlock()
+	if slow {
+		c.h.Slow()
+	}
+	c.h.Tick(now)
+	c.leave()
+}
+
+// tellSlow calls Slow unless it was called before.
+func (c *Conn) tellSlow() {
+	c.mu.Lock()
+	slow := c.slowLocked()
+	if slow {
+		c.refs++
+	}
+	c.mu.Unlock()
+	if slow {
+		c.h.Slow()
+		c.leave()
+	}
+}
+
+// slowLocked reports whether Slow is to be called now.
+func (c *Conn) slowLocked() bool {
+	if !c.started || c.closed || c.cut || c.told {
+		return false
+	}
+	c.told = true
+	return true
+}
+
+// read is the reading goroutine. It ends when Data takes less than it is
+// given, and Resume starts another, so a stopped connection costs no stack
+// and there is nobody to wake at its end.
+func (c *Conn) read() {
+	c.mu.Lock()
+	carry := c.carry
+	c.carry = nil
+	c.mu.Unlock()
+	switch {
+	case carry != nil && !c.deliver(*carry, true):
+	case c.raw != nil:
+		c.readRaw(freshness{})
+	default:
+		c.readPlain(make([]byte, plainSize), freshness{})
+	}
+}
+
+func (c *Conn) readPlain(buf []byte, f freshness) {
+	for {
+		n, err := c.nc.Read(buf)
+		if n > 0 && !c.deliver(buf[:n], false) {
+			return
+		}
+		if err != nil {
+			c.readEnded(err)
+			return
+		}
+		if n < len(buf) && f.spend(c.d) {
+			go c.readPlain(buf, f)
+			return
+		}
+	}
+}
+
+// freshness decides when a reading goroutine that is about to wait hands over
+// to a new one. A stack that Data made larger than the smallest, 2 KiB, never
+// shrinks back to that, for a parked reader uses more than a quarter of the
+// next size; the new one waits on a small stack again. It costs less than a
+// read does, and a busy connection pays it a few times in a sweep.
+type freshness struct {
+	tick  int64 // of the driver's clock
+	spent int
+}
+
+const handOvers = 8 // in a Tick
+
+func (f *freshness) spend(d *Driver) bool {
+	if tick := d.clock.Load(); tick != f.tick {
+		*f = freshness{tick: tick}
+	}
+	f.spent++
+	return f.spent <= handOvers
+}
+
+func (c *Conn) readEnded(err error) {
+	if err == io.EOF {
+		err = nil
+	}
+	c.close(err, false)
+	c.leave()
+}
+
+// deliver hands b to the handler and reports whether to read on; if not, the
+// reader has left and must not touch c. kept: nobody else uses b.
+func (c *Conn) deliver(b []byte, kept bool) bool {
+	for {
+		c.mu.Lock()
+		if c.closed {
+			c.mu.Unlock()
+			c.leave()
+			return false
+		}
+		c.resumed = false
+		c.seen = c.d.stamp()
+		c.mu.Unlock()
+		n := c.h.Data(b)
+		if n >= len(b) {
+			return true
+		}
+		b = b[n:]
+		if !kept {
+			b = slices.Clone(b)
+			kept = true
+		}
+		c.mu.Lock()
+		if c.closed || c.resumed {
+			c.mu.Unlock()
+			continue
+		}
+		c.stopped = true
+		rest := b // b itself would be on the heap from the start
+		c.carry = &rest
+		c.refs--
+		c.mu.Unlock()
+		return false
+	}
+}

@@ -1,0 +1,110 @@
+//go:build unix
+
+package netio
+
+import (
+	"io"
+	"math"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// rawConn returns nc's descriptor if nc is exactly a type of package net: a
+// wrapper would be bypassed.
+func rawConn(nc net.Conn) syscall.RawConn {
+	var raw syscall.RawConn
+	var err error
+	switch nc := nc.(type) {
+	case *net.TCPConn:
+		raw, err = nc.SyscallConn()
+	case *net.UnixConn:
+		raw, err = nc.SyscallConn()
+	}
+	if err != nil {
+		return nil // reading says what is wrong
+	}
+	return raw
+}
+
+var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
+
+// readRaw waits for bytes without a buffer.
+func (c *Conn) readRaw(f freshness) {
+	ready := c.tryRead // the one closure
+	for {
+		err := c.raw.Read(ready)
+		buf, n := c.in, int(c.inLen)
+		c.in = nil
+		if err == nil && n > 0 {
+			more := c.deliver(buf[:n], false)
+			buffers.Put(buf)
+			switch {
+			case !more:
+				return
+			case n < readSize && f.spend(c.d):
+				go c.readRaw(f)
+				return
+			}
+			continue
+		}
+		if buf != nil {
+			buffers.Put(buf)
+			err = io.EOF
+			if c.inErr != 0 {
+				err = os.NewSyscallError("read", c.inErr)
+			}
+		}
+		c.readEnded(err)
+		return
+	}
+}
+
+// tryRead is called inside RawConn.Read, where nothing but a read is allowed:
+// a Close in here would wait for itself.
+func (c *Conn) tryRead(fd uintptr) bool {
+	buf := buffers.Get().(*[readSize]byte)
+	n, err := sysRead(fd, buf[:])
+	if err == syscall.EAGAIN {
+		buffers.Put(buf)
+		return false
+	}
+	c.in, c.inLen, c.inErr = buf, int32(n), err
+	return true
+}
+
+// tryRaw is called inside RawConn.Write. When it is called again, after a
+// wait, it does not write: the queue may have changed meanwhile.
+func (w *writer) tryRaw(fd uintptr) bool {
+	if w.parked {
+		return true
+	}
+	w.n, w.err = sysWrite(fd, w.b)
+	if w.err != syscall.EAGAIN {
+		return true
+	}
+	w.n, w.err = 0, 0
+	if !w.wait {
+		return true
+	}
+	// The wait is to begin inside this very call of RawConn.Write: another
+	// one would begin by forgetting a wake-up that came between the two.
+	// Whoever holds the connection's lock never waits for the descriptor.
+	w.parked = true
+	w.b = nil
+	w.unjoin()
+	w.c.parking()
+	return false
+}
+
+func writeError(err syscall.Errno) error { return os.NewSyscallError("write", err) }
+
+// Descriptors is how many descriptors the process may have, 0 if unknown.
+func Descriptors() int {
+	var r syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r) != nil {
+		return 0
+	}
+	return int(min(uint64(r.Cur), math.MaxInt32))
+}
