@@ -1,0 +1,222 @@
+package push
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"unicode/utf8"
+
+	"github.com/embedpush/push/internal/pushjson"
+	"github.com/embedpush/push/internal/wire"
+)
+
+// dialect says which bytes a connection takes for a push.
+type dialect uint8
+
+const (
+	dialectJSON dialect = iota
+	dialectMsgpack
+	dialects
+)
+
+// protocols are the names that Conn.Protocol and Login.Protocol tell. They are
+// the WebSocket subprotocols as well.
+var protocols = [dialects]string{dialectJSON: "push.json", dialectMsgpack: "push.msgpack"}
+
+// encoded is one push as the bytes of each dialect, made at most once. While
+// its owner alone has it, frame makes what is missing; share makes what the
+// connections there are need, and from then on it only changes hands.
+type encoded struct {
+	event  string
+	value  wire.Value // until share: the caller's or a scratch's bytes
+	ack    uint32     // 0: none wanted
+	auto   bool
+	shared bool
+	frames [dialects][]byte
+	parts  []*encoded // of a joined push; then only frames counts besides
+}
+
+// frame is the push in a dialect. Nobody may change the bytes.
+func (p *encoded) frame(d dialect) []byte {
+	if f := p.frames[d]; f != nil {
+		return f
+	}
+	f := p.build(d)
+	if !p.shared {
+		p.frames[d] = f
+	}
+	return f
+}
+
+func (p *encoded) build(d dialect) []byte {
+	if p.parts != nil {
+		var all []byte
+		for _, part := range p.parts {
+			all = append(all, part.frame(d)...)
+		}
+		return all
+	}
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	switch d {
+	case dialectMsgpack:
+		s.frame = pushjson.AppendPush(s.frame[:0], pushjson.Msgpack, p.event, p.value, p.ack, p.auto)
+	default:
+		s.frame = pushjson.AppendPush(s.frame[:0], pushjson.JSON, p.event, p.value, p.ack, p.auto)
+	}
+	return bytes.Clone(s.frame)
+}
+
+// share returns a copy that any goroutine may use, with the frames made for
+// the dialects that e's connections speak. (p itself stays on the stack.)
+func (p *encoded) share(e *Engine) *encoded {
+	q := &encoded{event: p.event, value: wire.Value{JSON: bytes.Clone(p.value.JSON), Bytes: bytes.Clone(p.value.Bytes)}, ack: p.ack, auto: p.auto, frames: p.frames}
+	for d := range dialects {
+		if e.stats.dialects[d].Load() > 0 {
+			q.frame(d)
+		}
+	}
+	q.shared = true
+	return q
+}
+
+// join makes one push of several, with the frames that all of them have.
+func join(items []*item) *encoded {
+	j := &encoded{parts: make([]*encoded, len(items))}
+	for i, it := range items {
+		j.parts[i] = it.push
+	}
+	for d, f := range items[0].push.frames {
+		if f != nil {
+			j.frame(dialect(d))
+		}
+	}
+	j.shared = true
+	return j
+}
+
+// size is about what one frame of the push needs.
+func (p *encoded) size() int { return len(p.value.JSON) + len(p.value.Bytes) + len(p.event) + 32 }
+
+// scratch is memory for encoding one value and one frame.
+type scratch struct {
+	value bytes.Buffer
+	json  *json.Encoder // writes to value
+	frame []byte
+}
+
+var scratches = sync.Pool{New: func() any {
+	s := new(scratch)
+	s.json = json.NewEncoder(&s.value)
+	return s
+}}
+
+// release gives a scratch back, unless a large push made it large.
+func (s *scratch) release() {
+	if s.value.Cap() <= 64<<10 && cap(s.frame) <= 64<<10 {
+		scratches.Put(s)
+	}
+}
+
+// encode makes a value of what a program gave: []byte are opaque bytes,
+// anything else is JSON. The result lives until s is used again.
+func (s *scratch) encode(data any) (wire.Value, error) {
+	switch v := data.(type) {
+	case nil:
+		return wire.Value{JSON: jsonNull}, nil
+	case []byte:
+		if len(v) == 0 {
+			return wire.Value{}, errors.New("push: Data is an empty []byte")
+		}
+		return wire.Value{Bytes: v}, nil
+	case Args:
+		if v == nil {
+			data = Args{}
+		}
+	}
+	s.value.Reset()
+	if err := s.json.Encode(data); err != nil {
+		return wire.Value{}, fmt.Errorf("push: encode Data: %w", err)
+	}
+	// encoding/json passes a RawMessage's bytes on; a client would end its
+	// connection over text that is not UTF-8.
+	if !utf8.Valid(s.value.Bytes()) {
+		return wire.Value{}, errors.New("push: Data is not UTF-8")
+	}
+	return wire.Value{JSON: bytes.TrimSuffix(s.value.Bytes(), []byte("\n"))}, nil
+}
+
+var jsonNull = []byte("null")
+
+// reserved are the event names that Socket.IO clients must not see; they are
+// refused for every audience, so that no push works for some doors only.
+var reserved = map[string]bool{"connect": true, "connect_error": true, "disconnect": true, "disconnecting": true, "newListener": true, "removeListener": true}
+
+// encode fills p with a message. p uses s's memory.
+func (e *Engine) encode(p *encoded, m *Message, s *scratch) (err error) {
+	p.event = m.Event
+	if p.event == "" {
+		p.event = "message"
+	}
+	if reserved[p.event] {
+		return fmt.Errorf("push: event name %q is reserved", p.event)
+	}
+	if err := checkName("event", p.event); err != nil {
+		return err
+	}
+	if m.Ack > BizAck {
+		return fmt.Errorf("push: unknown Ack %d", m.Ack)
+	}
+	if m.Rate < 0 {
+		return errors.New("push: Message.Rate cannot be negative")
+	}
+	if p.value, err = s.encode(m.Data); err != nil {
+		return err
+	}
+	if limit := e.cfg.Limits.MaxPush; limit > 0 && len(p.value.JSON)+len(p.value.Bytes)+len(p.event) > limit {
+		e.stats.tooLarge.Add(1)
+		return ErrTooLarge
+	}
+	if m.Ack != NoAck {
+		p.ack = firstAck + e.ackSeq.Add(1)%firstAck
+		p.auto = m.Ack == AutoAck
+	}
+	return nil
+}
+
+// firstAck: our ids are in [2^30, 2^31), so that none is ever a client's own.
+const firstAck = 1 << 30
+
+// checkName refuses what cannot be a name of a user, a room, an event: names
+// are 1 to 256 bytes of UTF-8 without control characters.
+func checkName(what, name string) error {
+	return checkText(what, name, 1, 256)
+}
+
+func checkText(what, s string, shortest, longest int) error {
+	if len(s) < shortest || len(s) > longest {
+		return fmt.Errorf("push: %s of %d bytes, want %d to %d", what, len(s), shortest, longest)
+	}
+	if !utf8.ValidString(s) {
+		return fmt.Errorf("push: %s is not UTF-8", what)
+	}
+	for _, r := range s {
+		if r < 0x20 || r >= 0x7f && r < 0xa0 {
+			return fmt.Errorf("push: %s with a control character", what)
+		}
+	}
+	return nil
+}
+
+// answer is what a hook returned, as a value for the client.
+func answer(reply any) (wire.Value, error) {
+	if reply == nil {
+		return wire.Value{}, nil
+	}
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	v, err := s.encode(reply)
+	return wire.Value{JSON: bytes.Clone(v.JSON), Bytes: bytes.Clone(v.Bytes)}, err
+}

@@ -1,0 +1,1495 @@
+package push
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/embedpush/push/client/js"
+	"github.com/embedpush/push/internal/lane"
+	"github.com/embedpush/push/internal/netio"
+	"github.com/embedpush/push/internal/pushjson"
+	"github.com/embedpush/push/internal/rate"
+	"github.com/embedpush/push/internal/wire"
+)
+
+// ConnID names a connection, unique in the cluster. It is a string of 16
+// hexadecimal digits as text and in JSON. 0 is no connection.
+type ConnID uint64
+
+func (id ConnID) String() string { return fmt.Sprintf("%016x", uint64(id)) }
+
+// MarshalText writes String.
+func (id ConnID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (id *ConnID) UnmarshalText(b []byte) error {
+	n, err := strconv.ParseUint(string(b), 16, 64)
+	if err != nil {
+		return fmt.Errorf("push: %.20q is no connection id", b)
+	}
+	*id = ConnID(n)
+	return nil
+}
+
+// Login is what a client says of itself and what the gate makes of it. UserID,
+// DeviceID, OS, ClientVersion and Tags are the client's claims until
+// Authenticate has set them.
+//
+// At a WebSocket upgrade the claims come from the query: user, device, os,
+// version, tag (may be repeated), and token, which may as well come as
+// "Authorization: Bearer" and then stays out of access logs.
+type Login struct {
+	Protocol  string // "push.json" or "push.msgpack"
+	Namespace string // ""
+	UserID    string // who the client says it is; "": it does not say
+	Token     string // its proof; not kept after Authenticate
+	Auth      json.RawMessage
+
+	DeviceID, OS, ClientVersion string
+
+	Tags  []string // at most 32 of 64 bytes
+	Rooms []string // for Authenticate to set: the connection is in them before anything else can happen to it; at most 256
+
+	Remote  netip.AddrPort // the client's address; port 0 when Config.RemoteAddr told it
+	Request *http.Request  // the upgrade's, only valid during Authenticate; nil for a later login
+	Conn    *Conn          // the connection of a later login; nil for an upgrade
+	Data    any            // for Authenticate to set: Conn.Data
+	Expires time.Time      // for Authenticate to set: then the connection is closed (4401), within a second. Zero: never
+}
+
+// Cookie is the value of a cookie of the request, "" without one.
+func (l *Login) Cookie(name string) string {
+	if l.Request == nil {
+		return ""
+	}
+	c, err := l.Request.Cookie(name)
+	if err != nil {
+		return ""
+	}
+	return c.Value
+}
+
+// Header is the first value of a header of the request, "" without one.
+func (l *Login) Header(name string) string {
+	if l.Request == nil {
+		return ""
+	}
+	return l.Request.Header.Get(name)
+}
+
+// Query is the first value of a parameter of the request's URL, "" without
+// one.
+func (l *Login) Query(name string) string {
+	if l.Request == nil {
+		return ""
+	}
+	return l.Request.URL.Query().Get(name)
+}
+
+const (
+	maxTags  = 32
+	maxTag   = 64
+	maxRooms = 256
+	maxClass = 16
+)
+
+// check refuses what may not be kept.
+func (l *Login) check() error {
+	if l.UserID != "" {
+		if err := checkName("user", l.UserID); err != nil {
+			return err
+		}
+	}
+	for _, field := range []struct{ what, value string }{{"device", l.DeviceID}, {"os", l.OS}, {"version", l.ClientVersion}} {
+		if err := checkText(field.what, field.value, 0, 256); err != nil {
+			return err
+		}
+	}
+	if len(l.Tags) > maxTags || len(l.Rooms) > maxRooms {
+		return fmt.Errorf("push: %d tags and %d rooms, want at most %d and %d", len(l.Tags), len(l.Rooms), maxTags, maxRooms)
+	}
+	for _, tag := range l.Tags {
+		if err := checkText("tag", tag, 1, maxTag); err != nil {
+			return err
+		}
+	}
+	for _, room := range l.Rooms {
+		if err := checkName("room", room); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// identity is who a connection is. It is never changed, only replaced.
+type identity struct {
+	user, class string
+	login       *Login // without Request, Conn, Token and Auth
+}
+
+// newIdentity keeps copies: a substring of a request would keep all of it.
+func newIdentity(user, class string, l *Login) *identity {
+	kept := *l
+	kept.Request, kept.Conn, kept.Token, kept.Auth, kept.Rooms = nil, nil, "", nil, nil
+	kept.UserID = strings.Clone(user)
+	kept.DeviceID, kept.OS, kept.ClientVersion = strings.Clone(l.DeviceID), strings.Clone(l.OS), strings.Clone(l.ClientVersion)
+	kept.Tags = cloneAll(l.Tags)
+	return &identity{user: kept.UserID, class: strings.Clone(class), login: &kept}
+}
+
+func cloneAll(list []string) []string {
+	var kept []string
+	for _, s := range list {
+		kept = append(kept, strings.Clone(s))
+	}
+	return kept
+}
+
+// Conn is one connection as the application sees it: who it is, where it is,
+// what it owes an answer to. Its methods are safe for concurrent use.
+type Conn struct {
+	// Static.
+	t     *transport
+	id    ConnID
+	shard uint8 // whose worker writes to it
+
+	who     atomic.Pointer[identity] // written under mu
+	expires atomic.Int64             // Login.Expires in Unix nanoseconds, 0: never
+	holding atomic.Bool              // OnConnect runs: pushes of others go to held; cleared under mu
+
+	mu      sync.Mutex
+	ended   bool               // guarded by mu: in no place ever again
+	members *member            // guarded by mu: where it is
+	rooms   int                // guarded by mu: how many of members are rooms
+	held    []heldPush         // guarded by mu
+	heldLen int                // guarded by mu: bytes of held, a push counting queueCost extra
+	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
+	ctx     context.Context    // guarded by mu: made at first need
+	cancel  context.CancelFunc // guarded by mu
+}
+
+// heldPush waits until OnConnect is done.
+type heldPush struct {
+	frame []byte
+	ack   uint32 // 0: none wanted
+}
+
+// ackWait is who waits for an answer.
+type ackWait struct {
+	flight *flight
+	index  int
+}
+
+// ID is the connection's id.
+func (c *Conn) ID() ConnID { return c.id }
+
+// UserID is whose connection it is, "" for nobody's.
+func (c *Conn) UserID() string { return c.who.Load().user }
+
+// Login is the login that made it whose it is: without its Token, Auth, Rooms,
+// Request and Conn, which are not kept. Its slices are not to be changed.
+func (c *Conn) Login() Login { return *c.who.Load().login }
+
+// Data is what Authenticate left in Login.Data.
+func (c *Conn) Data() any { return c.who.Load().login.Data }
+
+// Namespace is "": only Socket.IO connections have others.
+func (c *Conn) Namespace() string { return c.who.Load().login.Namespace }
+
+// Protocol is "push.json" or "push.msgpack".
+func (c *Conn) Protocol() string { return protocols[c.t.dialect] }
+
+// Context ends when the connection does.
+func (c *Conn) Context() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx == nil {
+		c.ctx, c.cancel = context.WithCancel(context.Background())
+		if c.ended {
+			c.cancel()
+		}
+	}
+	return c.ctx
+}
+
+// Push pushes m to this connection alone. It goes before what others push
+// while OnConnect runs. The errors are those of Engine.Push; after the
+// connection's end it is ErrOffline.
+func (c *Conn) Push(ctx context.Context, m Message) (Delivery, error) {
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	var p encoded
+	if err := c.t.e.admitPush(ctx, &p, &m, s); err != nil {
+		return Delivery{}, err
+	}
+	conns := [1]*Conn{c}
+	r, err := c.t.e.pushDevices(context.WithValue(ctx, connectingKey{}, c), conns[:], nil, &m, &p)
+	if len(r.Deliveries) == 0 { // Async
+		var d Delivery
+		c.describe(&d)
+		return d, err
+	}
+	return r.Deliveries[0], err
+}
+
+// connectingKey marks the context of OnConnect with its Conn, whose pushes to
+// it go before those of others.
+type connectingKey struct{}
+
+func connecting(ctx context.Context) *Conn {
+	c, _ := ctx.Value(connectingKey{}).(*Conn)
+	return c
+}
+
+// Bind makes the connection userID's, as a login would: it leaves its user and
+// every room. It asks DeviceClass, on the caller's goroutine, but not
+// Authenticate. Errors: ErrClosed, ErrLimit (MaxConnsPerUser), ctx's, or one
+// that says what is wrong with userID.
+func (c *Conn) Bind(ctx context.Context, userID string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := checkName("user", userID); err != nil {
+		return err
+	}
+	l := c.Login()
+	l.UserID, l.Conn = userID, c
+	class, err := c.t.e.class(&l)
+	if err != nil {
+		return err
+	}
+	return c.bind(newIdentity(userID, class, &l), nil)
+}
+
+// Unbind takes the connection out of its user and of every room. It stays
+// connected, without a user.
+func (c *Conn) Unbind() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.who.Load()
+	l := *old.login
+	c.who.Store(newIdentity("", "", &l))
+	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
+}
+
+// Join puts the connection into rooms. Errors: ErrClosed, ErrLimit (256 rooms
+// a connection), or one that says what is wrong with a name; then it is in the
+// rooms before it.
+func (c *Conn) Join(rooms ...string) error {
+	for _, room := range rooms {
+		if err := checkName("room", room); err != nil {
+			return err
+		}
+		if _, err := c.join(room); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Leave takes the connection out of rooms.
+func (c *Conn) Leave(rooms ...string) {
+	for _, room := range rooms {
+		c.leave(room)
+	}
+}
+
+// Rooms tells the rooms the connection is in, in no order.
+func (c *Conn) Rooms() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rooms := make([]string, 0, c.rooms)
+	for m := c.members; m != nil; m = m.next {
+		if m.place.key.kind == kindRoom {
+			rooms = append(rooms, m.place.key.name)
+		}
+	}
+	return rooms
+}
+
+// SetTags replaces the connection's tags: at most 32 of 64 bytes. The error
+// says what is wrong with them.
+func (c *Conn) SetTags(tags ...string) error {
+	l := Login{Tags: tags}
+	if err := l.check(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.who.Load()
+	kept := *old.login
+	kept.Tags = cloneAll(tags)
+	c.who.Store(&identity{user: old.user, class: old.class, login: &kept})
+	return nil
+}
+
+// Close ends the connection as Kick does.
+func (c *Conn) Close(text string) { c.shut(ReasonKicked, wire.Kicked, text) }
+
+func (c *Conn) shut(why Reason, code wire.Code, text string) bool {
+	return c.t.shut(why, code, text, false)
+}
+
+// describe fills in who a delivery is for.
+func (c *Conn) describe(d *Delivery) {
+	who := c.who.Load()
+	d.UserID, d.DeviceID, d.Node, d.Protocol, d.Conn = who.user, who.login.DeviceID, c.t.e.node(), protocols[c.t.dialect], c.id
+}
+
+func (c *Conn) device() Device {
+	who := c.who.Load()
+	return Device{
+		UserID: who.user, DeviceID: who.login.DeviceID, Node: c.t.e.node(), Protocol: protocols[c.t.dialect], Namespace: who.login.Namespace,
+		Conn: c.id, OS: who.login.OS, Version: who.login.ClientVersion, Tags: slices.Clone(who.login.Tags),
+	}
+}
+
+// bind makes the connection who's and puts it into rooms. Whom it replaces is
+// closed.
+func (c *Conn) bind(who *identity, rooms []string) error {
+	replaced, err := c.bindLocked(who, rooms)
+	for _, old := range replaced {
+		old.shut(ReasonReplaced, wire.Replaced, "")
+	}
+	return err
+}
+
+func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return nil, ErrClosed
+	}
+	e := c.t.e
+	if old := c.who.Load(); who.user != old.user || who.class != old.class {
+		var m *member
+		if who.user != "" {
+			key := placeKey{kindUser, who.user}
+			if m, err = e.places.add(c, key, func(pl *place) error {
+				replaced, err = e.makeRoom(pl, c, who.class)
+				return err
+			}); err != nil {
+				return nil, err
+			}
+		}
+		// In the new place first, out of the old after: a user who only
+		// changes class was never offline.
+		c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
+		if m != nil {
+			m.next, c.members = c.members, m
+		}
+	}
+	c.who.Store(who)
+	c.expires.Store(0)
+	if t := who.login.Expires; !t.IsZero() {
+		c.expires.Store(t.UnixNano())
+	}
+	for _, room := range rooms {
+		if _, err := c.joinLocked(room); err != nil {
+			return replaced, err
+		}
+	}
+	return replaced, nil
+}
+
+// makeRoom is asked before c joins its user's place pl, under its stripe's
+// lock: it tells whom c replaces, or that there are too many.
+func (e *Engine) makeRoom(pl *place, c *Conn, class string) (replaced []*Conn, err error) {
+	if pl == nil {
+		return nil, nil
+	}
+	n := pl.n
+	for m := range pl.each {
+		switch {
+		case m.conn == c:
+			n--
+		case class != "" && m.conn.who.Load().class == class:
+			replaced = append(replaced, m.conn)
+			n--
+		}
+	}
+	if limit := e.cfg.Limits.MaxConnsPerUser; limit > 0 && n >= limit {
+		return nil, fmt.Errorf("%w: %d connections of one user", ErrLimit, limit)
+	}
+	return replaced, nil
+}
+
+func (c *Conn) join(room string) (bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.joinLocked(room)
+}
+
+// joinLocked tells whether the connection was not in the room before.
+func (c *Conn) joinLocked(room string) (bool, error) {
+	if c.ended {
+		return false, ErrClosed
+	}
+	key := placeKey{kindRoom, room}
+	for m := c.members; m != nil; m = m.next {
+		if m.place.key == key {
+			return false, nil
+		}
+	}
+	if c.rooms >= maxRooms {
+		return false, fmt.Errorf("%w: %d rooms of one connection", ErrLimit, maxRooms)
+	}
+	key.name = strings.Clone(room)
+	c.addLocked(key)
+	c.rooms++
+	return true, nil
+}
+
+// addLocked puts the connection into a place where it is not.
+func (c *Conn) addLocked(key placeKey) {
+	m, _ := c.t.e.places.add(c, key, nil)
+	m.next, c.members = c.members, m
+}
+
+func (c *Conn) leave(room string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leaveLocked(func(k placeKey) bool { return k == placeKey{kindRoom, room} })
+}
+
+// leaveLocked leaves the places that match, and tells whether there were any.
+func (c *Conn) leaveLocked(match func(placeKey) bool) bool {
+	left := false
+	for at := &c.members; *at != nil; {
+		m := *at
+		if !match(m.place.key) {
+			at = &m.next
+			continue
+		}
+		*at = m.next
+		if m.place.key.kind == kindRoom {
+			c.rooms--
+		}
+		c.t.e.places.remove(m)
+		left = true
+	}
+	return left
+}
+
+// write hands a push to the connection: written or queued (Sent), or why not.
+// What OnConnect pushes is first; the rest waits until it is done.
+func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
+	frame := p.frame(c.t.dialect)
+	if !first && c.holding.Load() {
+		if status := c.hold(frame, ack); status != 0 {
+			if status == Slow {
+				c.t.Slow()
+			}
+			return status
+		}
+	}
+	return c.send(frame)
+}
+
+func (c *Conn) send(frame []byte) Status {
+	switch err := c.t.nc.Write(frame); err {
+	case nil:
+		return Sent
+	case netio.ErrSlow:
+		c.t.Slow()
+		return Slow
+	default:
+		return Offline
+	}
+}
+
+// queueCost is what a queued message counts besides its bytes.
+const queueCost = 64
+
+// hold keeps a frame until OnConnect is done. The zero Status: it is done.
+func (c *Conn) hold(frame []byte, ack uint32) Status {
+	l := &c.t.e.cfg.Limits
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case !c.holding.Load():
+		return 0
+	case c.ended:
+		return Offline
+	case len(c.held) > 0 && (l.QueueBytes > 0 && c.heldLen+len(frame)+queueCost > l.QueueBytes || l.QueueMessages > 0 && len(c.held) >= l.QueueMessages):
+		return Slow
+	}
+	c.held = append(c.held, heldPush{frame, ack})
+	c.heldLen += len(frame) + queueCost
+	return Sent
+}
+
+// unhold takes a push that wants an ack out of what is held.
+func (c *Conn) unhold(ack uint32) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, h := range c.held {
+		if h.ack == ack {
+			c.held = slices.Delete(c.held, i, i+1)
+			c.heldLen -= len(h.frame) + queueCost
+			return true
+		}
+	}
+	return false
+}
+
+// release sends what was held, and everything from now on at once.
+func (c *Conn) release() {
+	for {
+		c.mu.Lock()
+		held := c.held
+		c.held, c.heldLen = nil, 0
+		if len(held) == 0 {
+			c.holding.Store(false)
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		for _, h := range held {
+			c.send(h.frame)
+		}
+	}
+}
+
+// expect notes that f's delivery i waits for an answer. Sent: noted.
+func (c *Conn) expect(ack uint32, f *flight, i int) Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return Offline
+	}
+	if limit := c.t.e.cfg.Limits.AcksWaiting; limit > 0 && len(c.acks) >= limit {
+		return Overloaded
+	}
+	if c.acks == nil {
+		c.acks = make(map[uint32]ackWait)
+	}
+	if old, ok := c.acks[ack]; ok { // 2^30 pushes ago
+		defer old.flight.settle(old.index, Timeout, nil)
+	}
+	c.acks[ack] = ackWait{f, i}
+	return Sent
+}
+
+// forget ends the waiting for an answer, and tells whether there was any.
+// Whoever ends it has to settle the delivery.
+func (c *Conn) forget(ack uint32) bool {
+	_, ok := c.takeAck(ack)
+	return ok
+}
+
+func (c *Conn) takeAck(ack uint32) (ackWait, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w, ok := c.acks[ack]
+	if ok {
+		if delete(c.acks, ack); len(c.acks) == 0 {
+			c.acks = nil
+		}
+	}
+	return w, ok
+}
+
+// acked settles the push that the client answered, if one waits for it.
+func (c *Conn) acked(id uint64, v wire.Value) bool {
+	if id >= 2*firstAck {
+		return false
+	}
+	w, ok := c.takeAck(uint32(id))
+	if !ok {
+		return false
+	}
+	var reply json.RawMessage
+	switch {
+	case v.Bytes != nil:
+		reply = append(base64.StdEncoding.AppendEncode([]byte{'"'}, v.Bytes), '"')
+	case v.JSON != nil:
+		reply = slices.Clone(v.JSON)
+	}
+	w.flight.settle(w.index, Acked, reply)
+	return true
+}
+
+// end takes the connection out of every place for good. What was written and
+// not answered is Gone.
+func (c *Conn) end(why Reason) {
+	c.mu.Lock()
+	if c.ended {
+		c.mu.Unlock()
+		return
+	}
+	c.ended = true
+	c.leaveLocked(func(placeKey) bool { return true })
+	acks, held, cancel := c.acks, c.held, c.cancel
+	c.acks, c.held, c.heldLen = nil, nil, 0
+	c.mu.Unlock()
+
+	e := c.t.e
+	e.places.removeConn(c)
+	if cancel != nil {
+		cancel()
+	}
+	for _, h := range held {
+		if w, ok := acks[h.ack]; ok {
+			delete(acks, h.ack)
+			w.flight.settle(w.index, Offline, nil)
+		}
+	}
+	for _, w := range acks {
+		w.flight.settle(w.index, Gone, nil)
+	}
+	if e.cfg.OnDisconnect != nil {
+		c.t.lane.Always(func() { e.hook("OnDisconnect", c.id, func() { e.cfg.OnDisconnect(c, why) }) }, c.t)
+	}
+}
+
+// transport is one socket: the driver's connection, the protocol's state and
+// the lane on which its hooks run. It carries one Conn.
+type transport struct {
+	// Static after start.
+	e       *Engine
+	nc      *netio.Conn
+	session wire.Session
+	dialect dialect
+	conn    *Conn
+	addr    netip.Addr // counted by e.addrs; the zero Addr is not
+
+	lane lane.Lane
+
+	// Owned by Data.
+	rate  rate.Bucket // of messages
+	owes  bool        // a message that rate has not paid for yet
+	pings rate.Bucket
+
+	// Owned by Tick.
+	nextPing time.Time
+
+	stalled atomic.Bool  // reading stopped because the lane is full
+	begun   atomic.Int64 // when the message that Feed holds a part of began, in Unix nanoseconds; 0: none
+
+	mu     sync.Mutex
+	reason Reason // guarded by mu: why it ends, "" while it lives
+}
+
+// closeWait is how long a peer may take to read our goodbye and say its own.
+const closeWait = time.Second
+
+// start makes a transport of an upgraded connection, in its places, and begins
+// to read. The engine counted it in; from here on Closed counts it out. It
+// returns why the connection is not let in after all; then it is being closed.
+func (e *Engine) start(nc net.Conn, d dialect, who *identity, rooms []string, addr netip.Addr) error {
+	now := time.Now()
+	id := ConnID(e.idBase | uint64(e.connSeq.Add(1)))
+	t := &transport{e: e, dialect: d, addr: addr}
+	t.session = newSession(d, e.cfg.Limits.MaxMessage)
+	c := &Conn{t: t, id: id, shard: uint8(uint64(id) % uint64(len(e.shards)))}
+	t.conn = c
+	// The first ping comes between half a heartbeat and a whole one, so that
+	// not everybody's comes at once.
+	t.nextPing = now.Add(e.cfg.Heartbeat/2 + e.cfg.Heartbeat/2*time.Duration(id%64)/64)
+	e.stats.accepted.Add(1)
+	e.stats.dialects[d].Add(1)
+	t.nc = e.driver.Add(nc, t)
+
+	c.holding.Store(e.cfg.OnConnect != nil)
+	c.who.Store(&identity{login: who.login})
+	e.places.addConn(c)
+	c.mu.Lock()
+	c.addLocked(placeKey{kindAll, ""})
+	c.mu.Unlock()
+	err := c.bind(who, rooms)
+	if err != nil {
+		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
+	} else if e.cfg.OnConnect != nil {
+		t.lane.Always(t.connect, t)
+	}
+	t.nc.Start()
+	if e.draining.Load() {
+		t.shut(ReasonShutdown, wire.GoingAway, "", false)
+	}
+	return err
+}
+
+func newSession(d dialect, maxMessage int) wire.Session {
+	if d == dialectMsgpack {
+		return pushjson.New(pushjson.Msgpack, maxMessage)
+	}
+	return pushjson.New(pushjson.JSON, maxMessage)
+}
+
+// connect runs OnConnect. It runs on the lane.
+func (t *transport) connect() {
+	c := t.conn
+	ctx := context.WithValue(c.Context(), connectingKey{}, c)
+	t.hook("OnConnect", func() { t.e.cfg.OnConnect(ctx, c) })
+	c.release()
+}
+
+// hook runs a hook of this connection, which ends if it panics.
+func (t *transport) hook(name string, f func()) {
+	if t.e.hook(name, t.conn.id, f) {
+		t.shut(ReasonPanic, wire.Internal, "", false)
+	}
+}
+
+// LaneBegins, LaneMoved and LaneEnds are called by the lane.
+func (t *transport) LaneBegins() { t.e.hooks.Add() }
+func (t *transport) LaneEnds()   { t.e.hooks.Done() }
+func (t *transport) LaneMoved() {
+	if t.stalled.Load() && !t.lane.Full(t.inbox()) && t.stalled.Swap(false) {
+		t.nc.Resume()
+	}
+}
+
+// inbox bounds what waits for hooks.
+func (t *transport) inbox() lane.Limit {
+	l := &t.e.cfg.Limits
+	return lane.Limit{Items: l.InboxMessages, Bytes: max(4*l.MaxMessage, 256<<10)}
+}
+
+var events = sync.Pool{New: func() any { return new(wire.Event) }}
+
+// Data reads what came in. It is called by the driver, and takes less than all
+// when the connection has to wait for its hooks or its rate.
+func (t *transport) Data(b []byte) int {
+	ev := events.Get().(*wire.Event)
+	defer events.Put(ev)
+	used := 0
+	for used < len(b) {
+		if t.full() {
+			t.begun.Store(0)
+			return used
+		}
+		n, err := t.session.Feed(b[used:], ev)
+		used += n
+		if err != nil {
+			t.fail(err)
+			return len(b)
+		}
+		if ev.Kind != wire.None {
+			t.begun.Store(0)
+			t.handle(ev)
+		}
+	}
+	if !t.session.Partial() {
+		t.begun.Store(0)
+	} else if t.begun.Load() == 0 {
+		t.begun.Store(time.Now().UnixNano())
+	}
+	return used
+}
+
+// full tells that reading has to wait, and sees to its going on.
+func (t *transport) full() bool {
+	if t.owes {
+		if wait := t.rate.Take(t.messageRate(), time.Now()); wait > 0 {
+			time.AfterFunc(wait, t.nc.Resume)
+			return true
+		}
+		t.owes = false
+	}
+	limit := t.inbox()
+	if !t.lane.Full(limit) {
+		return false
+	}
+	t.stalled.Store(true)
+	// The lane may have moved before it could see stalled.
+	return t.lane.Full(limit) || !t.stalled.Swap(false)
+}
+
+func (t *transport) messageRate() rate.Limit {
+	n := float64(t.e.cfg.Limits.MessageRate)
+	return rate.Limit{PerSecond: n, Burst: 5 * n}
+}
+
+// pingRate is what a client may ping; more is no heartbeat (limits.md row 82).
+var pingRate = rate.Limit{PerSecond: 10, Burst: 20}
+
+// handle is the one switch over what a protocol tells.
+func (t *transport) handle(ev *wire.Event) {
+	if t.ending() {
+		if ev.Kind == wire.Closed {
+			t.nc.Close()
+		}
+		return
+	}
+	switch ev.Kind {
+	case wire.Message:
+		m := newReceived(ev)
+		t.enqueue(m.size(), func() { t.receive(m) })
+	case wire.Ack:
+		if t.conn.acked(ev.ID, ev.Data) {
+			return // free: it is our push that it answers
+		}
+		t.e.stats.strayAcks.Add(1)
+	case wire.Login:
+		claim := ev.Login
+		t.enqueue(len(claim.User)+len(claim.Token), func() { t.login(claim) })
+	case wire.Logout:
+		t.enqueue(0, t.conn.Unbind)
+	case wire.Ping:
+		if t.pings.Take(pingRate, time.Now()) > 0 {
+			t.fail(&wire.Error{Code: wire.Policy, Text: "too many pings"})
+			return
+		}
+		if len(ev.Reply) > 0 {
+			t.conn.send(ev.Reply)
+		}
+		return
+	case wire.Closed:
+		t.end(ReasonClient)
+		t.nc.Shut(ev.Reply, false, closeWait)
+		if n, _ := t.nc.Queued(); n == 0 {
+			t.nc.Close()
+		}
+		return
+	default:
+		t.e.stats.ignored.Add(1)
+	}
+	t.owes = t.rate.Take(t.messageRate(), time.Now()) > 0
+}
+
+func (t *transport) enqueue(size int, f func()) {
+	t.lane.Put(size, func() {
+		if !t.ending() {
+			f()
+		}
+	}, t)
+}
+
+// receive gives a message to its handler and answers it. It runs on the lane.
+func (t *transport) receive(m *Received) {
+	e, c := t.e, t.conn
+	e.stats.received.Add(1)
+	e.handlersMu.RLock()
+	h := e.handlers[m.Event]
+	e.handlersMu.RUnlock()
+	name := "On " + strconv.QuoteToASCII(m.Event)
+	if h == nil {
+		if h = e.cfg.OnMessage; h == nil {
+			h = e.unhandled
+		}
+		name = "OnMessage"
+	}
+	var reply any
+	var err error
+	t.hook(name, func() { reply, err = h(c.Context(), c, m) })
+	if err == nil && m.wanted {
+		var v wire.Value
+		if v, err = answer(reply); err == nil {
+			c.send(t.session.Answer(nil, m.id, v, ""))
+			return
+		}
+	}
+	if err == nil {
+		return
+	}
+	text := "internal error"
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		text = r.text
+	} else {
+		e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", c.id, "user", brief(c.UserID()), "err", err)
+	}
+	if m.wanted {
+		c.send(t.session.Answer(nil, m.id, wire.Value{}, text))
+	}
+}
+
+func (e *Engine) unhandled(context.Context, *Conn, *Received) (any, error) {
+	e.stats.unhandled.Add(1)
+	return nil, Refuse("unknown event")
+}
+
+// brief shortens a name that a client chose, for the log.
+func brief(s string) string { return s[:min(len(s), 64)] }
+
+// login is a later login. It runs on the lane.
+func (t *transport) login(claim *wire.LoginClaim) {
+	c := t.conn
+	old := c.who.Load()
+	l := Login{
+		Protocol: old.login.Protocol, UserID: claim.User, Token: claim.Token,
+		DeviceID: claim.Device, OS: claim.OS, ClientVersion: claim.Version, Tags: claim.Tags,
+		Remote: old.login.Remote, Conn: c, Data: old.login.Data,
+	}
+	who, err := t.e.authenticate(c.Context(), &l)
+	if err == nil {
+		err = c.bind(who, l.Rooms)
+	}
+	switch {
+	case err == nil:
+		c.send(t.session.LoggedIn(nil, who.user, c.id.String()))
+	case errors.Is(err, ErrUnauthorized):
+		t.e.stats.refused(refusedUnauthorized)
+		t.shut(ReasonRefused, wire.Unauthorized, clientText(err), false)
+	case errors.Is(err, errPanic):
+		t.shut(ReasonPanic, wire.Internal, "", false)
+	default:
+		t.e.stats.refused(why(err))
+		t.shut(ReasonRefused, wire.TryLater, "", false)
+	}
+}
+
+// fail ends a connection whose peer broke the protocol.
+func (t *transport) fail(err error) {
+	if t.ending() {
+		t.nc.Close()
+		return
+	}
+	broken := &wire.Error{Code: wire.Protocol, Text: "protocol error"}
+	errors.As(err, &broken)
+	t.e.log.Debug("push: protocol error", "conn", t.conn.id, "err", broken)
+	t.shut(ReasonProtocol, broken.Code, broken.Text, true)
+}
+
+// Tick is called by the driver's sweep.
+func (t *transport) Tick(now time.Time) {
+	if t.ending() {
+		return
+	}
+	e := t.e
+	switch begun := t.begun.Load(); {
+	case t.nc.Silence(now) > e.cfg.Heartbeat+heartbeatGrace:
+		t.shut(ReasonHeartbeat, wire.GoingAway, "no sign of life", true)
+		return
+	case begun > 0 && e.cfg.Limits.MessageTimeout > 0 && now.Sub(time.Unix(0, begun)) > e.cfg.Limits.MessageTimeout:
+		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
+		return
+	}
+	if at := t.conn.expires.Load(); at > 0 && now.UnixNano() >= at {
+		t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
+		return
+	}
+	if !now.Before(t.nextPing) {
+		t.nextPing = now.Add(e.cfg.Heartbeat)
+		t.conn.send(t.session.Ping(nil))
+	}
+}
+
+// heartbeatGrace is how much longer than a heartbeat a client may be silent.
+const heartbeatGrace = 20 * time.Second
+
+// Slow ends a connection that does not take what is sent to it. The driver
+// calls it, too.
+func (t *transport) Slow() { t.shut(ReasonSlow, wire.TooSlow, "too slow", true) }
+
+// Closed is the driver's last call.
+func (t *transport) Closed(err error) {
+	t.end(ReasonLost)
+	t.mu.Lock()
+	why := t.reason
+	t.mu.Unlock()
+	e := t.e
+	e.log.Debug("push: closed", "conn", t.conn.id, "user", brief(t.conn.UserID()), "why", string(why), "err", err)
+	e.stats.ended(why)
+	e.stats.dialects[t.dialect].Add(-1)
+	e.addrs.leave(t.addr)
+	e.live.Done()
+}
+
+func (t *transport) ending() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reason != ""
+}
+
+// end marks the transport as ending and ends its Conn. It tells whether it was
+// the first to do so, and so whose reason counts.
+func (t *transport) end(why Reason) bool {
+	t.mu.Lock()
+	first := t.reason == ""
+	if first {
+		t.reason = why
+	}
+	t.mu.Unlock()
+	if first {
+		t.conn.end(why)
+	}
+	return first
+}
+
+// shut ends the transport politely: what is queued (with cut only what is
+// already on its way), then the protocol's goodbye with this code.
+func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool {
+	if !t.end(why) {
+		return false
+	}
+	t.nc.Shut(t.session.Close(nil, code, text), cut, closeWait)
+	return true
+}
+
+// cut ends the transport at once.
+func (t *transport) cut(why Reason) {
+	t.end(why)
+	t.nc.Close()
+}
+
+// Received is a message from a client.
+type Received struct {
+	Event string
+
+	value  wire.Value
+	id     uint64 // of the answer
+	wanted bool   // the client wants one
+}
+
+func newReceived(ev *wire.Event) *Received {
+	return &Received{
+		Event: string(ev.Name), id: ev.ID, wanted: ev.HasID,
+		value: wire.Value{JSON: slices.Clone(ev.Data.JSON), Bytes: slices.Clone(ev.Data.Bytes)},
+	}
+}
+
+func (m *Received) size() int { return len(m.Event) + len(m.value.JSON) + len(m.value.Bytes) }
+
+// Args is how many arguments came: 0 or 1.
+func (m *Received) Args() int {
+	if m.value.JSON == nil && m.value.Bytes == nil {
+		return 0
+	}
+	return 1
+}
+
+// Bytes is argument i if it is opaque bytes, nil if it is JSON or not there.
+func (m *Received) Bytes(i int) []byte {
+	if i != 0 {
+		return nil
+	}
+	return m.value.Bytes
+}
+
+// JSON is argument i as JSON: opaque bytes as a base64 string, null if it is
+// not there.
+func (m *Received) JSON(i int) json.RawMessage {
+	switch {
+	case i == 0 && m.value.JSON != nil:
+		return m.value.JSON
+	case i == 0 && m.value.Bytes != nil:
+		return append(base64.StdEncoding.AppendEncode([]byte{'"'}, m.value.Bytes), '"')
+	}
+	return json.RawMessage(jsonNull)
+}
+
+// Decode decodes the arguments, in order, as encoding/json does; opaque bytes
+// go into a *[]byte. An argument that is not there is null.
+func (m *Received) Decode(into ...any) error {
+	for i, v := range into {
+		if b := m.Bytes(i); b != nil {
+			dst, ok := v.(*[]byte)
+			if !ok {
+				return fmt.Errorf("push: argument %d is bytes, not JSON", i)
+			}
+			*dst = b
+			continue
+		}
+		if err := json.Unmarshal(m.JSON(i), v); err != nil {
+			return fmt.Errorf("push: argument %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
+type handler func(ctx context.Context, c *Conn, m *Received) (reply any, err error)
+
+// On sets the handler of an event that clients send. in is decoded from the
+// message's first argument; what does not decode is answered with an error. A
+// client that asked for an answer gets reply, or err's text if it is a Refuse;
+// any other error is answered "internal error" and logged. ctx ends with the
+// connection. On may be called at any time; a second handler of one event
+// panics.
+func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in T) (reply any, err error)) {
+	e.handlersMu.Lock()
+	defer e.handlersMu.Unlock()
+	if e.handlers[event] != nil {
+		panic(fmt.Sprintf("push: a second handler for event %q", event))
+	}
+	e.handlers[event] = func(ctx context.Context, c *Conn, m *Received) (any, error) {
+		var in T
+		if err := m.Decode(&in); err != nil {
+			e.stats.undecodable.Add(1)
+			return nil, Refuse("cannot decode the data")
+		}
+		return h(ctx, c, in)
+	}
+}
+
+// authenticate asks the gate. The error is ErrUnauthorized (perhaps with a
+// text), errPanic, or anything else for "not now".
+func (e *Engine) authenticate(ctx context.Context, l *Login) (*identity, error) {
+	claimed := l.UserID
+	user := ""
+	var err error
+	if e.cfg.Authenticate == nil {
+		if claimed != "" {
+			return nil, ErrUnauthorized
+		}
+	} else {
+		var id ConnID
+		if l.Conn != nil {
+			id = l.Conn.id
+		}
+		if d := e.cfg.Limits.AuthTimeout; d > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, d)
+			defer cancel()
+		}
+		if e.hook("Authenticate", id, func() { user, err = e.cfg.Authenticate(ctx, l) }) {
+			return nil, errPanic
+		}
+		if err == nil && ctx.Err() != nil {
+			err = fmt.Errorf("push: Authenticate answered too late: %w", ctx.Err())
+		}
+		if err != nil && !errors.Is(err, ErrUnauthorized) {
+			e.log.Warn("push: Authenticate failed", "user", brief(claimed), "remote", l.Remote, "err", err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if user == "" && claimed != "" {
+			return nil, ErrUnauthorized
+		}
+	}
+	l.UserID = user
+	if err := l.check(); err != nil {
+		e.log.Error("push: Authenticate let in what cannot be", "err", err)
+		return nil, err
+	}
+	class, err := e.class(l)
+	if err != nil {
+		return nil, err
+	}
+	return newIdentity(user, class, l), nil
+}
+
+var errPanic = errors.New("push: a hook panicked")
+
+// class asks DeviceClass.
+func (e *Engine) class(l *Login) (class string, err error) {
+	if e.cfg.DeviceClass == nil || l.UserID == "" {
+		return "", nil
+	}
+	if e.hook("DeviceClass", 0, func() { class = e.cfg.DeviceClass(l) }) {
+		return "", errPanic
+	}
+	if len(class) > maxClass {
+		err = fmt.Errorf("push: DeviceClass of %d bytes, want at most %d", len(class), maxClass)
+		e.log.Error("push: login failed", "err", err)
+	}
+	return class, err
+}
+
+// clientText is what a client may read of a refusal.
+func clientText(err error) string {
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		return r.text
+	}
+	return ErrUnauthorized.Error()
+}
+
+// ServeHTTP takes WebSockets, and serves the page's client where the path ends
+// in /push.js. A request that does not ask for a WebSocket gets 426.
+func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasSuffix(r.URL.Path, "/push.js") {
+		w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-cache")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("ETag", pageClientTag)
+		http.ServeContent(w, r, "push.js", time.Time{}, bytes.NewReader(js.Push))
+		return
+	}
+	if refused := e.serveWebSocket(w, r); refused != nil {
+		refused.write(w)
+	}
+}
+
+var pageClientTag = fmt.Sprintf(`"%x"`, sha256.Sum256(js.Push))
+
+// httpRefusal is an answer instead of an upgrade.
+type httpRefusal struct {
+	status int
+	why    refusedWhy
+	text   string
+	header [2]string
+}
+
+func (h *httpRefusal) write(w http.ResponseWriter) {
+	if h.header[0] != "" {
+		w.Header().Set(h.header[0], h.header[1])
+	}
+	http.Error(w, h.text, h.status)
+}
+
+var retryAfter = [2]string{"Retry-After", "5"}
+
+func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) (no *httpRefusal) {
+	defer func() {
+		if no != nil {
+			e.stats.refused(no.why)
+		}
+	}()
+	if no := checkUpgrade(r); no != nil {
+		return no
+	}
+	allowed := e.origins.Allows(r)
+	if e.cfg.CheckOrigin != nil {
+		if e.hook("CheckOrigin", 0, func() { allowed = e.cfg.CheckOrigin(r) }) {
+			allowed = false
+		}
+	}
+	if !allowed {
+		return &httpRefusal{status: http.StatusForbidden, why: refusedOrigin, text: "origin not allowed"}
+	}
+	remote := e.remote(r)
+	if !e.enter() {
+		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedDraining, text: "shutting down", header: retryAfter}
+	}
+	kept := false // start has it
+	defer func() {
+		if !kept {
+			e.live.Done()
+		}
+	}()
+	limits := &e.cfg.Limits
+	if limits.MaxConns > 0 && e.live.Len() > limits.MaxConns {
+		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedMaxConns, text: "too many connections", header: retryAfter}
+	}
+	pending := e.stats.pending.Add(1)
+	defer e.stats.pending.Add(-1)
+	if limits.MaxPending > 0 && pending > int64(limits.MaxPending) {
+		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedMaxPending, text: "too many logins at once", header: retryAfter}
+	}
+	addr, ok := e.addrs.enter(remote.Addr(), limits.MaxConnsPerAddr)
+	if !ok {
+		return &httpRefusal{status: http.StatusTooManyRequests, why: refusedMaxPerAddr, text: "too many connections from this address"}
+	}
+	defer func() {
+		if !kept {
+			e.addrs.leave(addr)
+		}
+	}()
+
+	d := negotiate(r)
+	l := claims(r, d, remote)
+	if err := l.check(); err != nil {
+		return &httpRefusal{status: http.StatusBadRequest, why: refusedBadRequest, text: "bad login"}
+	}
+	who, err := e.authenticate(r.Context(), l)
+	if err == nil && who.user != "" && limits.MaxConnsPerUser > 0 && who.class == "" && e.places.size(placeKey{kindUser, who.user}) >= limits.MaxConnsPerUser {
+		err = ErrLimit
+	}
+	if err != nil {
+		no, code := e.loginRefused(err)
+		if r.Header.Get("Origin") == "" {
+			return no
+		}
+		// A page cannot see an HTTP status: it gets a close code.
+		nc, unhijacked := upgrade(w, r, d)
+		if unhijacked != nil {
+			return unhijacked
+		}
+		kept = true
+		e.stats.refused(no.why)
+		e.dismiss(nc, d, code, no.text, addr)
+		return nil
+	}
+	nc, unhijacked := upgrade(w, r, d)
+	if unhijacked != nil {
+		return unhijacked
+	}
+	kept = true
+	if e.start(nc, d, who, cloneAll(l.Rooms), addr) != nil {
+		e.stats.refused(refusedMaxPerUser)
+	}
+	return nil
+}
+
+// loginRefused says how a login that failed is answered.
+func (e *Engine) loginRefused(err error) (*httpRefusal, wire.Code) {
+	switch {
+	case errors.Is(err, ErrLimit):
+		return &httpRefusal{status: http.StatusTooManyRequests, why: refusedMaxPerUser, text: "too many connections"}, wire.TryLater
+	case errors.Is(err, ErrUnauthorized):
+		return &httpRefusal{status: http.StatusUnauthorized, why: refusedUnauthorized, text: clientText(err)}, wire.Unauthorized
+	case errors.Is(err, errPanic):
+		return &httpRefusal{status: http.StatusInternalServerError, why: refusedLater, text: "internal error"}, wire.Internal
+	default:
+		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedLater, text: "come back later", header: retryAfter}, wire.TryLater
+	}
+}
+
+// why is the counter of a later login that failed.
+func why(err error) refusedWhy {
+	if errors.Is(err, ErrLimit) {
+		return refusedMaxPerUser
+	}
+	return refusedLater
+}
+
+// checkUpgrade says what is wrong with a request that should be a WebSocket
+// upgrade (RFC 6455 section 4.2.1).
+func checkUpgrade(r *http.Request) *httpRefusal {
+	switch {
+	case r.ProtoMajor >= 2:
+		return &httpRefusal{status: http.StatusUpgradeRequired, why: refusedBadRequest, text: "a WebSocket needs HTTP/1.1, and this request came over " + r.Proto + ": have the proxy or the TLS listener speak HTTP/1.1 on this path"}
+	case !websocket.IsWebSocketUpgrade(r):
+		return &httpRefusal{status: http.StatusUpgradeRequired, why: refusedBadRequest, text: "this is a WebSocket", header: [2]string{"Upgrade", "websocket"}}
+	case r.Method != http.MethodGet:
+		return &httpRefusal{status: http.StatusMethodNotAllowed, why: refusedBadRequest, text: "a WebSocket begins with GET", header: [2]string{"Allow", "GET"}}
+	case r.Header.Get("Sec-Websocket-Version") != "13":
+		return &httpRefusal{status: http.StatusUpgradeRequired, why: refusedBadRequest, text: "WebSocket version 13 is spoken here", header: [2]string{"Sec-WebSocket-Version", "13"}}
+	}
+	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-Websocket-Key"))
+	if err != nil || len(key) != 16 {
+		return &httpRefusal{status: http.StatusBadRequest, why: refusedBadRequest, text: "bad Sec-WebSocket-Key"}
+	}
+	return nil
+}
+
+// negotiate is the first of our subprotocols that the client offers; without
+// one it speaks push.json.
+func negotiate(r *http.Request) dialect {
+	for _, offered := range websocket.Subprotocols(r) {
+		if i := slices.Index(protocols[:], offered); i >= 0 {
+			return dialect(i)
+		}
+	}
+	return dialectJSON
+}
+
+// claims reads a login from an upgrade.
+func claims(r *http.Request, d dialect, remote netip.AddrPort) *Login {
+	q := r.URL.Query()
+	l := &Login{
+		Protocol: protocols[d], UserID: q.Get("user"), Token: q.Get("token"),
+		DeviceID: q.Get("device"), OS: q.Get("os"), ClientVersion: q.Get("version"), Tags: q["tag"],
+		Remote: remote, Request: r,
+	}
+	if l.Token == "" {
+		if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
+			l.Token = token
+		}
+	}
+	return l
+}
+
+// remote is the client's address.
+func (e *Engine) remote(r *http.Request) netip.AddrPort {
+	if e.cfg.RemoteAddr != nil {
+		var addr netip.Addr
+		e.hook("RemoteAddr", 0, func() { addr = e.cfg.RemoteAddr(r) })
+		if addr.IsValid() {
+			return netip.AddrPortFrom(addr, 0)
+		}
+	}
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port())
+}
+
+// upgrade takes the socket over. gorilla/websocket answers the handshake; the
+// engine keeps only the net.Conn.
+func upgrade(w http.ResponseWriter, r *http.Request, d dialect) (net.Conn, *httpRefusal) {
+	var no *httpRefusal
+	u := websocket.Upgrader{
+		HandshakeTimeout: 10 * time.Second,
+		ReadBufferSize:   256, // not read from: the smallest will do
+		Subprotocols:     protocols[d : d+1],
+		CheckOrigin:      func(*http.Request) bool { return true },
+		Error: func(w http.ResponseWriter, r *http.Request, status int, reason error) {
+			no = &httpRefusal{status: status, why: refusedBadRequest, text: reason.Error()}
+			if status == http.StatusInternalServerError {
+				no.why = refusedHijack
+				no.text = "this connection cannot be taken over (" + reason.Error() + "): usually a middleware wraps the http.ResponseWriter and has no Unwrap method"
+			}
+		},
+	}
+	ws, err := u.Upgrade(&hijacker{ResponseWriter: w}, r, nil)
+	if err != nil {
+		if no == nil { // the socket was taken over, and failed: nobody is left to answer
+			return nil, &httpRefusal{status: http.StatusInternalServerError, why: refusedHijack, text: err.Error()}
+		}
+		return nil, no
+	}
+	return ws.NetConn(), nil
+}
+
+// hijacker finds the Hijacker behind middlewares that only Unwrap; gorilla
+// looks at the outermost ResponseWriter.
+type hijacker struct{ http.ResponseWriter }
+
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(h.ResponseWriter).Hijack()
+}
+
+// dismiss tells a page that was upgraded only for that why it is not let in.
+// The engine counted it in.
+func (e *Engine) dismiss(nc net.Conn, d dialect, code wire.Code, text string, addr netip.Addr) {
+	session := newSession(d, 0)
+	c := e.driver.Add(nc, &dismissed{e: e, addr: addr})
+	c.Start()
+	c.Shut(session.Close(nil, code, text), false, closeWait)
+}
+
+// dismissed swallows what a dismissed page still sends.
+type dismissed struct {
+	e    *Engine
+	addr netip.Addr
+}
+
+func (*dismissed) Data(b []byte) int { return len(b) }
+func (*dismissed) Tick(time.Time)    {}
+func (*dismissed) Slow()             {}
+func (d *dismissed) Closed(error) {
+	d.e.addrs.leave(d.addr)
+	d.e.live.Done()
+}
+
+// addrCounts counts connections by address.
+type addrCounts struct {
+	mu sync.Mutex
+	n  table[netip.Addr, int] // guarded by mu
+}
+
+// enter counts an address in, unless it has as many as limit. It returns the
+// address to leave with: the zero Addr when nothing was counted.
+func (a *addrCounts) enter(addr netip.Addr, limit int) (netip.Addr, bool) {
+	if limit <= 0 || !addr.IsValid() || addr.IsLoopback() {
+		return netip.Addr{}, true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n.m[addr] >= limit {
+		return netip.Addr{}, false
+	}
+	a.n.set(addr, a.n.m[addr]+1)
+	return addr, true
+}
+
+func (a *addrCounts) leave(addr netip.Addr) {
+	if !addr.IsValid() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n.m[addr] > 1 {
+		a.n.set(addr, a.n.m[addr]-1)
+	} else {
+		a.n.remove(addr)
+	}
+}

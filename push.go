@@ -1,0 +1,1502 @@
+// Package push is a message-push engine that lives inside a Go program. One
+// [Engine] takes browsers on an http.Handler, knows which connections belong
+// to which user and which room, and tells the caller of a push what became of
+// it on every device.
+//
+// Nothing is stored and nothing else has to run: a push reaches who is
+// connected now, at most once, and the [Receipt] says whether it did. What is
+// in memory is bounded (see [Limits]), and every refusal has an error or a
+// close code of its own and a counter in [Stats].
+//
+//	engine, err := push.New(push.Config{
+//		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
+//			return sessions.User(ctx, l.Cookie("session"))
+//		},
+//	})
+//	http.Handle("/ws", engine)      // WebSocket
+//	http.Handle("/push.js", engine) // the page's client
+//	...
+//	receipt, err := engine.PushToUser(ctx, "alice", push.Message{Event: "order", Data: order, Ack: push.AutoAck})
+package push
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/embedpush/push/internal/netio"
+	"github.com/embedpush/push/internal/origin"
+	"github.com/embedpush/push/internal/rate"
+	"github.com/embedpush/push/internal/tally"
+	"github.com/embedpush/push/internal/wire"
+)
+
+// Config is what an [Engine] is made of. New copies it. The zero value is one
+// node on which nobody may name a user: every page may connect, and gets rooms
+// and broadcasts.
+//
+// Hooks: Authenticate, OnConnect, OnMessage, the handlers of [On] and
+// OnDisconnect of one connection run one after another, never overlapping, on
+// a goroutine of that connection (Authenticate of an HTTP upgrade: on the
+// handler's goroutine). Hooks of different connections overlap. A hook that
+// blocks stalls its own connection's messages and nothing else; one that
+// panics ends its own connection. A hook may call anything of the Engine and
+// of any Conn. Byte slices a hook gets are its own.
+type Config struct {
+	// Authenticate is the one gate: it is called for every WebSocket upgrade,
+	// whether it claims a user or not (cookies are claims), and for every
+	// later login on a connection (Login.Conn is set). It returns whose
+	// connection this is:
+	//
+	//   - a user and nil: in, as that user;
+	//   - "" and nil: in, without a user, if the login named none; otherwise
+	//     refused;
+	//   - ErrUnauthorized or Refuse(text): refused (401; with an Origin: close
+	//     code 4401, since a page cannot see an HTTP status);
+	//   - any other error: not now (503, or close code 1013), so that a
+	//     failing database logs nobody out.
+	//
+	// It may change the login's Tags, Rooms, Data, DeviceID and Expires; what
+	// it leaves there counts. ctx ends after Limits.AuthTimeout, and an answer
+	// after that counts as "not now". nil: a claim of a user is refused,
+	// everybody else is let in without a user.
+	Authenticate func(ctx context.Context, l *Login) (userID string, err error)
+
+	// DeviceClass sorts a user's connections into classes of which the newest
+	// stays and the others are closed (4409, ReasonReplaced). "" is the class
+	// of which there may be many. At most 16 bytes: a longer one fails the
+	// login like any other error. It runs right after Authenticate on the same
+	// goroutine. nil: browsers have class "".
+	DeviceClass func(l *Login) string
+
+	// OnConnect runs once for each Conn, when it is already in its user's
+	// place and its rooms. What it pushes to c (c.Push, or the Engine's
+	// methods with ctx) reaches c before anything pushed meanwhile by others.
+	// ctx ends with the connection. nil: nothing.
+	OnConnect func(ctx context.Context, c *Conn)
+
+	// OnMessage gets what no handler of [On] took. What it returns answers a
+	// client that wants an answer; see [On]. ctx ends with the connection.
+	// nil: such messages are answered with an error and counted.
+	OnMessage func(ctx context.Context, c *Conn, m *Received) (reply any, err error)
+
+	// OnDisconnect runs exactly once for each Conn that was there for
+	// OnConnect, after every other hook of it. nil: nothing.
+	OnDisconnect func(c *Conn, why Reason)
+
+	// OnPresence tells that a user's first connection on this node came or
+	// the last one went. One goroutine calls it, one call at a time, with the
+	// latest state of each user: changes that cancel out before the hook got
+	// to them are not told. nil: nothing.
+	OnPresence func(p Presence)
+
+	// Origins are the pages that may connect: "https://shop.example",
+	// "*.example.com" (any scheme and port), "null" (pages from files), "*"
+	// (all). A request without an Origin is not from a page and is not asked.
+	// nil: only pages of the same host.
+	Origins []string
+
+	// CheckOrigin decides instead of Origins. It runs on the handler's
+	// goroutine. nil: Origins decides.
+	CheckOrigin func(r *http.Request) bool
+
+	// RemoteAddr tells the client's address behind a proxy, for Login.Remote
+	// and Limits.MaxConnsPerAddr. It runs on the handler's goroutine. nil, or
+	// an invalid address: the peer's.
+	RemoteAddr func(r *http.Request) netip.Addr
+
+	// Heartbeat is how often a WebSocket is pinged; one that is silent for
+	// Heartbeat + 20 s is closed. 0: 25 s.
+	Heartbeat time.Duration
+
+	// Drain is the time over which Shutdown spreads its closes, so that
+	// clients do not come back all at once. 0: at once.
+	Drain time.Duration
+
+	Limits Limits
+
+	// Cluster joins this node to others. nil: one node.
+	Cluster *Cluster
+
+	// Logger gets what goes wrong; a healthy engine logs below Info only.
+	// nil: slog.Default().
+	Logger *slog.Logger
+}
+
+// Limits bound what one engine holds. Everywhere 0 is the default and -1 is no
+// limit, and what a limit turns away is counted in [Stats].
+type Limits struct {
+	MaxConns        int // connections; 503. 0: three quarters of the process's descriptors
+	MaxPending      int // upgrades whose login is undecided; 503. 0: 4 096
+	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429. 0: 64
+	MaxConnsPerAddr int // connections of one address, loopback not counted; 429. 0: none
+
+	MaxMessage int // bytes of one message from a client; 1009. 0: 64 KiB
+	MaxPush    int // bytes of one push, encoded; ErrTooLarge. 0: 1 MiB
+
+	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. 0: 256 KiB
+	QueueMessages   int // the same in messages. 0: 8 192
+	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. 0: 256 MiB
+	FanoutBytes     int // pushes waiting for one fan-out worker; full, it blocks the caller until ctx ends. 0: 8 MiB
+	InboxMessages   int // messages of one connection that wait for hooks; full, it is not read from. 0: 64
+
+	AcksWaiting int // unanswered pushes of one connection; over it Overloaded. 0: 1 024
+	MessageRate int // messages a second of one connection, bursts of five times that; over it, it is read from more slowly. 0: 1 000
+	PushRate    int // pushes a second of this engine; over it ErrOverloaded. 0: none
+
+	AuthTimeout    time.Duration // one call of Authenticate. 0: 5 s
+	MessageTimeout time.Duration // from the first byte of a message to its last; 1008. 0: 10 s
+	WriteTimeout   time.Duration // a queue from which nothing leaves; 4408. 0: 10 s
+	AckTimeout     time.Duration // the longest wait for acks, whatever ctx allows. 0: 5 s
+}
+
+// withDefaults gives every zero its default and turns every negative value
+// into zero, which then means no limit.
+func (l Limits) withDefaults() Limits {
+	ints := []struct {
+		field *int
+		value int
+	}{
+		{&l.MaxConns, maxConns()}, {&l.MaxPending, 4096}, {&l.MaxConnsPerUser, 64}, {&l.MaxConnsPerAddr, -1},
+		{&l.MaxMessage, 64 << 10}, {&l.MaxPush, 1 << 20},
+		{&l.QueueBytes, 256 << 10}, {&l.QueueMessages, 8192}, {&l.TotalQueueBytes, 256 << 20}, {&l.FanoutBytes, 8 << 20}, {&l.InboxMessages, 64},
+		{&l.AcksWaiting, 1024}, {&l.MessageRate, 1000}, {&l.PushRate, -1},
+	}
+	for _, f := range ints {
+		if *f.field == 0 {
+			*f.field = f.value
+		}
+		*f.field = max(*f.field, 0)
+	}
+	times := []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&l.AuthTimeout, 5 * time.Second}, {&l.MessageTimeout, 10 * time.Second}, {&l.WriteTimeout, 10 * time.Second}, {&l.AckTimeout, 5 * time.Second},
+	}
+	for _, f := range times {
+		if *f.field == 0 {
+			*f.field = f.value
+		}
+		*f.field = max(*f.field, 0)
+	}
+	return l
+}
+
+// maxConns leaves a quarter of the descriptors to the host program.
+func maxConns() int {
+	if n := netio.Descriptors(); n > 0 {
+		return max(n/4*3, 1)
+	}
+	return 65536
+}
+
+// Errors of a push, each the meaning of a [Status]. What a push returns is
+// one of them, several joined, or the context's error: use errors.Is.
+var (
+	ErrOffline    = errors.New("push: nobody to take it")
+	ErrTimeout    = errors.New("push: no answer in time")
+	ErrGone       = errors.New("push: the connection ended before it answered")
+	ErrSlow       = errors.New("push: the connection does not read fast enough")
+	ErrTooLarge   = errors.New("push: message too large")
+	ErrOverloaded = errors.New("push: overloaded, not sent")
+	ErrNodeLost   = errors.New("push: the node did not answer")
+)
+
+// ErrClosed is returned by an Engine after Shutdown or Close, and by a Conn
+// that has ended.
+var ErrClosed = errors.New("push: closed")
+
+// ErrLimit is returned where one more would be too many: connections of one
+// user, rooms of one connection. The text says which.
+var ErrLimit = errors.New("push: limit reached")
+
+// ErrUnauthorized refuses a login when Authenticate returns it. The client
+// reads "unauthorized".
+var ErrUnauthorized = errors.New("unauthorized")
+
+// Refuse is ErrUnauthorized with a text that the client may read. As an error
+// of a handler it answers the client with that text.
+func Refuse(text string) error { return &refusal{text} }
+
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return ErrUnauthorized }
+
+// TrustClaims is an Authenticate that believes: whoever says to be alice is
+// alice. For demos and trusted networks only; it warns at its first call.
+func TrustClaims(ctx context.Context, l *Login) (string, error) {
+	warnTrust.Do(func() {
+		slog.Warn("push: TrustClaims believes every client's user name; never use it on a public address")
+	})
+	return l.UserID, nil
+}
+
+var warnTrust sync.Once
+
+// Ack says which proof of arrival a push asks for.
+type Ack uint8
+
+const (
+	NoAck   Ack = iota // none: Sent is the best a device can do
+	AutoAck            // the client library answers as soon as it has the message
+	BizAck             // the client's program answers, when it has done its work
+)
+
+// Message is what a push carries.
+type Message struct {
+	// Event names it for the client's program. "": "message". At most 256
+	// bytes of UTF-8 without control characters.
+	Event string
+
+	// Data is its value. []byte is opaque and arrives as bytes; it is copied,
+	// and an empty one is refused. Anything else is encoded once by
+	// encoding/json, and that JSON is the value for every client. nil: null.
+	Data any
+
+	// Ack is the proof of arrival asked for. Zero: none.
+	Ack Ack
+
+	// Async returns at once also where a push waits for its devices: the
+	// Receipt then has Targets and Offline only, and outcomes go to Progress.
+	// ctx is not used after the return; the wait is Limits.AckTimeout.
+	Async bool
+
+	// Rate paces the push: that many devices a second, in no order relative
+	// to other pushes. The push returns after the last one (with Async:
+	// before the first), and its waiting for acks begins there. 0: not paced.
+	Rate int
+
+	// Progress, if not nil, gets the Receipt as devices settle: calls never
+	// overlap, come from one goroutine, at most ten a second, and the last
+	// has every device settled. Without Async the last one is made before
+	// the push returns.
+	Progress func(Receipt)
+}
+
+// Args are several arguments as a Message's Data or a handler's reply: a JSON
+// array.
+type Args []any
+
+// Audience says whom a call is for: exactly one of User, Users, Room, All and
+// Conn, narrowed by every filter that is set.
+type Audience struct {
+	User  string   // every device of this user
+	Users []string // every device of these users
+	Room  string   // everybody in this room
+	All   bool     // everybody, logged in or not
+	Conn  ConnID   // this one connection
+
+	// Namespace is the Socket.IO namespace; "" and "/" are the one where
+	// WebSocket clients are, too.
+	Namespace string
+
+	AnyTag     []string // with at least one of these tags
+	AllTags    []string // with all of these tags
+	NoTag      []string // with none of these tags
+	OS         []string // whose login named one of these, in any letter case
+	MinVersion string   // whose ClientVersion is at least this, as dotted numbers; what is none is older than everything
+	Percent    int      // that share of users, 1 to 100, always the same ones; connections without a user by themselves. 0: all
+	Except     []ConnID // none of these
+}
+
+// Status is what became of a push on one device.
+type Status uint8
+
+const (
+	_          Status = iota
+	Sent              // accepted by the connection, written or queued within its limits: no proof of arrival
+	Acked             // the client answered
+	Timeout           // written, not answered in time
+	Gone              // written, the connection ended before it answered
+	Offline           // nobody to take it
+	Slow              // not sent: the connection does not read fast enough, it is being closed
+	TooLarge          // not sent: larger than the device takes
+	Overloaded        // not sent: too much is waiting, here or on that connection
+	NodeLost          // the node did not answer: it may have arrived
+	statuses
+)
+
+var statusNames = [statuses]string{"", "sent", "acked", "timeout", "gone", "offline", "slow", "toolarge", "overloaded", "nodelost"}
+var statusErrors = [statuses]error{Timeout: ErrTimeout, Gone: ErrGone, Offline: ErrOffline, Slow: ErrSlow, TooLarge: ErrTooLarge, Overloaded: ErrOverloaded, NodeLost: ErrNodeLost}
+
+// String is the status in lower case, "" for the zero Status of a device that
+// has none yet.
+func (s Status) String() string {
+	if s < statuses {
+		return statusNames[s]
+	}
+	return fmt.Sprintf("status(%d)", uint8(s))
+}
+
+// MarshalText writes the status in lower case.
+func (s Status) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (s *Status) UnmarshalText(b []byte) error {
+	for i, name := range statusNames {
+		if name == string(b) {
+			*s = Status(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("push: unknown status %q", b)
+}
+
+// Reason says why a connection ended.
+type Reason string
+
+const (
+	ReasonClient    Reason = "client"    // the client said goodbye
+	ReasonLost      Reason = "lost"      // the socket ended without a goodbye
+	ReasonHeartbeat Reason = "heartbeat" // silent for too long
+	ReasonProtocol  Reason = "protocol"  // malformed or over a limit of the protocol
+	ReasonRefused   Reason = "refused"   // a later login was refused
+	ReasonSlow      Reason = "slow"      // did not read fast enough
+	ReasonKicked    Reason = "kicked"    // Kick or Conn.Close
+	ReasonReplaced  Reason = "replaced"  // a newer login of the same user and class
+	ReasonExpired   Reason = "expired"   // Login.Expires passed
+	ReasonPanic     Reason = "panic"     // a hook panicked
+	ReasonShutdown  Reason = "shutdown"  // the engine shuts down
+)
+
+// Presence is a change of a user's being online.
+type Presence struct {
+	User   string `json:"user"`
+	Online bool   `json:"online"`
+	Node   string `json:"node"` // where it happened; "" without a cluster
+}
+
+// Device is one connection as Devices tells it.
+type Device struct {
+	UserID    string   `json:"user,omitempty"`
+	DeviceID  string   `json:"device,omitempty"`
+	Node      string   `json:"node,omitempty"` // "" without a cluster
+	Protocol  string   `json:"protocol"`
+	Namespace string   `json:"namespace,omitempty"`
+	Conn      ConnID   `json:"conn"`
+	OS        string   `json:"os,omitempty"`
+	Version   string   `json:"version,omitempty"`
+	Tags      []string `json:"tags,omitempty"`
+}
+
+// Engine is one node. Its methods are safe for concurrent use.
+type Engine struct {
+	// Static after New.
+	cfg      Config
+	log      *slog.Logger
+	origins  *origin.Rule
+	driver   *netio.Driver
+	places   *places
+	shards   []*shard
+	presence *presence // nil without OnPresence
+	cluster  *cluster  // nil on a single node
+	idBase   uint64    // upper half of every ConnID
+
+	connSeq  atomic.Uint32 // lower half of the last ConnID
+	ackSeq   atomic.Uint32 // of the last push that asked for an ack
+	stats    counters
+	pushRate pushRate
+	addrs    addrCounts
+
+	handlersMu sync.RWMutex
+	handlers   map[string]handler // guarded by handlersMu
+
+	// The end, Shutdown and Close.
+	draining atomic.Bool   // no more connections
+	closed   atomic.Bool   // no more pushes
+	ending   sync.Once     // brings done about
+	done     chan struct{} // closed when everything has ended
+	live     tally.Tally   // transports that have not ended
+	flights  tally.Tally   // pushes that wait for devices
+	hooks    tally.Tally   // goroutines that run hooks
+}
+
+// New makes an engine from cfg and starts it. It listens nowhere by itself:
+// mount it as an http.Handler. An error says which field of cfg cannot be
+// used, or why the cluster could not be started.
+func New(cfg Config) (*Engine, error) {
+	cfg.Limits = cfg.Limits.withDefaults()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Heartbeat < 0 || cfg.Drain < 0 {
+		return nil, errors.New("push: Config.Heartbeat and Config.Drain cannot be negative")
+	}
+	if cfg.Heartbeat == 0 {
+		cfg.Heartbeat = 25 * time.Second
+	}
+	rule, err := origin.NewRule(cfg.Origins)
+	if err != nil {
+		return nil, fmt.Errorf("push: Config.Origins: %w", err)
+	}
+	e := &Engine{
+		cfg:      cfg,
+		log:      cfg.Logger,
+		origins:  rule,
+		idBase:   uint64(rand.Uint32()|1) << 32,
+		handlers: make(map[string]handler),
+		done:     make(chan struct{}),
+	}
+	e.ackSeq.Store(rand.Uint32())
+	if cfg.OnPresence != nil {
+		e.presence = newPresence(e)
+	}
+	if cfg.Cluster != nil {
+		if e.cluster, err = startCluster(*cfg.Cluster, e.log); err != nil {
+			return nil, err
+		}
+	}
+	e.driver = netio.New(netio.Config{
+		QueueBytes:    cfg.Limits.QueueBytes,
+		QueueMessages: cfg.Limits.QueueMessages,
+		TotalBytes:    int64(cfg.Limits.TotalQueueBytes),
+		WriteTimeout:  cfg.Limits.WriteTimeout,
+		Tick:          min(time.Second, cfg.Heartbeat/5),
+	})
+	for range runtime.GOMAXPROCS(0) {
+		e.shards = append(e.shards, newShard(e, len(e.shards)))
+	}
+	e.places = newPlaces(len(e.shards), e.presence)
+	return e, nil
+}
+
+// PushToUser pushes m to every device of a user. It is Push with
+// Audience{User: userID}.
+func (e *Engine) PushToUser(ctx context.Context, userID string, m Message) (Receipt, error) {
+	return e.push(ctx, &Audience{User: userID}, &m)
+}
+
+// PushToUsers pushes m to every device of these users. It is Push with
+// Audience{Users: userIDs}.
+func (e *Engine) PushToUsers(ctx context.Context, userIDs []string, m Message) (Receipt, error) {
+	return e.push(ctx, &Audience{Users: userIDs}, &m)
+}
+
+// PushToRoom pushes m to everybody in a room. It is Push with
+// Audience{Room: room}.
+func (e *Engine) PushToRoom(ctx context.Context, room string, m Message) (Receipt, error) {
+	return e.push(ctx, &Audience{Room: room}, &m)
+}
+
+// Broadcast pushes m to everybody. It is Push with Audience{All: true}.
+func (e *Engine) Broadcast(ctx context.Context, m Message) (Receipt, error) {
+	return e.push(ctx, &Audience{All: true}, &m)
+}
+
+// Push pushes m to an audience. A push to users, to a Conn, or with an ack
+// returns when every device has its status, at the latest when ctx or
+// Limits.AckTimeout ends. A push to a room or to all without an ack returns
+// when it is handed to the connections or, above 64 of them, to the workers
+// that write to them: its receipt has counts and no Deliveries, and no error
+// when nobody is there.
+//
+// The error is nil if any device is Sent (no ack asked) or Acked; otherwise
+// ctx's error if ctx ended, else one that Is the error of each status there
+// was. ErrClosed: the engine is closed. ErrTooLarge: m is over Limits.MaxPush
+// and went to nobody. An error that is none of these says what is wrong with
+// a or m.
+//
+// What one goroutine pushes reaches a connection in the order of the calls,
+// whatever the audiences (but see Message.Rate).
+func (e *Engine) Push(ctx context.Context, a Audience, m Message) (Receipt, error) {
+	return e.push(ctx, &a, &m)
+}
+
+// Join puts everybody of an audience into a room and tells how many were not
+// in it before. The error is nil, or says what is wrong with a or room, or
+// joins the reasons of those that could not join (too many rooms, ended).
+func (e *Engine) Join(ctx context.Context, a Audience, room string) (int, error) {
+	if err := checkName("room", room); err != nil {
+		return 0, err
+	}
+	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.join(room) })
+}
+
+// Leave takes everybody of an audience out of a room and tells how many were
+// in it.
+func (e *Engine) Leave(ctx context.Context, a Audience, room string) (int, error) {
+	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.leave(room), nil })
+}
+
+// Kick ends every connection of an audience (close code 4410, which clients
+// do not come back from by themselves) and tells how many. text goes to the
+// client, cut at 123 bytes.
+func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error) {
+	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil })
+}
+
+// each calls f for every connection of an audience and counts the ones that
+// it says yes to.
+func (e *Engine) each(ctx context.Context, a Audience, f func(*Conn) (bool, error)) (n int, err error) {
+	conns, _, err := e.find(&a)
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, c := range conns {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		ok, err := f(c)
+		if ok {
+			n++
+		}
+		if err != nil && len(errs) < 10 {
+			errs = append(errs, err)
+		}
+	}
+	return n, errors.Join(errs...)
+}
+
+// Receipt tells what became of a push. Targets is Sent + Acked + Failed +
+// what is still open (only in Progress, and with Async).
+type Receipt struct {
+	Targets    int        `json:"targets"`              // devices there were
+	Sent       int        `json:"sent"`                 // of them with Status Sent
+	Acked      int        `json:"acked"`                // of them with Status Acked
+	Failed     int        `json:"failed"`               // of them with any other Status
+	Offline    []string   `json:"offline,omitempty"`    // users asked for that had no device
+	Deliveries []Delivery `json:"deliveries,omitempty"` // one for each device, in no order; none for a room or all without an ack
+}
+
+// Delivery is what became of a push on one device.
+type Delivery struct {
+	UserID   string          `json:"user,omitempty"`
+	DeviceID string          `json:"device,omitempty"`
+	Node     string          `json:"node,omitempty"` // "" without a cluster
+	Protocol string          `json:"protocol,omitempty"`
+	Conn     ConnID          `json:"conn"`
+	Status   Status          `json:"status"`
+	Latency  time.Duration   `json:"latency"`         // from the call to the Status, in nanoseconds
+	Reply    json.RawMessage `json:"reply,omitempty"` // what came with the ack; opaque bytes as a base64 string
+}
+
+// count fills the counts from Deliveries.
+func (r *Receipt) count() {
+	r.Targets, r.Sent, r.Acked, r.Failed = len(r.Deliveries), 0, 0, 0
+	for i := range r.Deliveries {
+		switch r.Deliveries[i].Status {
+		case 0:
+		case Sent:
+			r.Sent++
+		case Acked:
+			r.Acked++
+		default:
+			r.Failed++
+		}
+	}
+}
+
+// err is the error of a push with this receipt. ctxErr is why its wait ended,
+// if its context did that.
+func (r *Receipt) err(ctxErr error) error {
+	if r.Sent+r.Acked > 0 {
+		return nil
+	}
+	if ctxErr != nil {
+		return ctxErr
+	}
+	var seen [statuses]bool
+	var errs []error
+	if len(r.Offline) > 0 || r.Targets == 0 {
+		seen[Offline], errs = true, append(errs, ErrOffline)
+	}
+	for i := range r.Deliveries {
+		if s := r.Deliveries[i].Status; !seen[s] && statusErrors[s] != nil {
+			seen[s], errs = true, append(errs, statusErrors[s])
+		}
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
+
+// one is the selector of an audience, checked: exactly one is set.
+func (a *Audience) one() error {
+	n := 0
+	for _, set := range [...]bool{a.User != "", len(a.Users) > 0, a.Room != "", a.All, a.Conn != 0} {
+		if set {
+			n++
+		}
+	}
+	switch {
+	case n == 0:
+		return errors.New("push: the audience names nobody")
+	case n > 1:
+		return errors.New("push: the audience has more than one of User, Users, Room, All and Conn")
+	case a.Percent < 0 || a.Percent > 100:
+		return fmt.Errorf("push: Audience.Percent is %d, want 0 to 100", a.Percent)
+	}
+	return nil
+}
+
+// filtered reports whether a narrows its selector.
+func (a *Audience) filtered() bool {
+	return len(a.AnyTag) > 0 || len(a.AllTags) > 0 || len(a.NoTag) > 0 || len(a.OS) > 0 || a.MinVersion != "" || a.Percent > 0 || len(a.Except) > 0 || a.elsewhere()
+}
+
+// elsewhere reports whether a names a namespace in which nobody is.
+func (a *Audience) elsewhere() bool { return a.Namespace != "" && a.Namespace != "/" }
+
+// place is the room or everyone that a selects.
+func (a *Audience) place() (placeKey, bool) {
+	switch {
+	case a.Room != "":
+		return placeKey{kindRoom, a.Room}, true
+	case a.All:
+		return placeKey{kindAll, ""}, true
+	}
+	return placeKey{}, false
+}
+
+// matches reports whether a connection passes every filter.
+func (a *Audience) matches(c *Conn) bool {
+	if a.elsewhere() || slices.Contains(a.Except, c.id) {
+		return false
+	}
+	who := c.who.Load()
+	has := func(tag string) bool { return slices.Contains(who.login.Tags, tag) }
+	if len(a.AnyTag) > 0 && !slices.ContainsFunc(a.AnyTag, has) || slices.ContainsFunc(a.NoTag, has) {
+		return false
+	}
+	for _, tag := range a.AllTags {
+		if !has(tag) {
+			return false
+		}
+	}
+	if len(a.OS) > 0 && !slices.ContainsFunc(a.OS, func(os string) bool { return strings.EqualFold(os, who.login.OS) }) {
+		return false
+	}
+	if a.MinVersion != "" && olderVersion(who.login.ClientVersion, a.MinVersion) {
+		return false
+	}
+	return a.Percent == 0 || share(who.user, c.id) < uint32(a.Percent)
+}
+
+// share sorts users into a hundred parts, the same on every node and always.
+func share(user string, id ConnID) uint32 {
+	h := fnv.New32a()
+	if user == "" {
+		binary.Write(h, binary.BigEndian, uint64(id))
+	} else {
+		io.WriteString(h, user)
+	}
+	return h.Sum32() % 100
+}
+
+// olderVersion compares dotted numbers; missing parts are 0, and what is not
+// dotted numbers is older than everything.
+func olderVersion(v, least string) bool {
+	for v != "" || least != "" {
+		var a, b string
+		a, v, _ = strings.Cut(v, ".")
+		b, least, _ = strings.Cut(least, ".")
+		x, xerr := strconv.ParseUint(cmp.Or(a, "0"), 10, 32)
+		y, yerr := strconv.ParseUint(cmp.Or(b, "0"), 10, 32)
+		switch {
+		case xerr != nil:
+			return true
+		case yerr != nil:
+			return false
+		case x != y:
+			return x < y
+		}
+	}
+	return false
+}
+
+// find tells the connections of an audience, and which of its users have none.
+func (e *Engine) find(a *Audience) (conns []*Conn, offline []string, err error) {
+	if err := a.one(); err != nil {
+		return nil, nil, err
+	}
+	return e.appendConns(nil, a)
+}
+
+// appendConns is find for a checked audience, into dst's memory.
+func (e *Engine) appendConns(dst []*Conn, a *Audience) ([]*Conn, []string, error) {
+	var offline []string
+	if key, ok := a.place(); ok {
+		dst = e.places.collect(dst, key)
+	} else if a.Conn != 0 {
+		if c := e.places.conn(a.Conn); c != nil {
+			dst = append(dst, c)
+		}
+	} else if a.User != "" {
+		if dst = e.places.collect(dst, placeKey{kindUser, a.User}); len(dst) == 0 {
+			offline = []string{a.User}
+		}
+	} else {
+		seen := make(map[string]bool, len(a.Users))
+		for _, user := range a.Users {
+			if seen[user] {
+				continue
+			}
+			seen[user] = true
+			before := len(dst)
+			if dst = e.places.collect(dst, placeKey{kindUser, user}); len(dst) == before {
+				offline = append(offline, user)
+			}
+		}
+	}
+	if a.filtered() {
+		dst = slices.DeleteFunc(dst, func(c *Conn) bool { return !a.matches(c) })
+	}
+	return dst, offline, nil
+}
+
+func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, error) {
+	if err := a.one(); err != nil {
+		return Receipt{}, err
+	}
+	s := scratches.Get().(*scratch)
+	defer s.release()
+	var p encoded
+	if err := e.admitPush(ctx, &p, m, s); err != nil {
+		return Receipt{}, err
+	}
+	var few [fewMembers]*Conn
+	if key, ok := a.place(); ok && m.Ack == NoAck && m.Rate == 0 && !a.filtered() {
+		conns, n := e.places.collectFew(few[:0], key)
+		return e.pushPlace(ctx, key, conns, n, m, &p)
+	}
+	conns, offline, err := e.appendConns(few[:0], a)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if _, ok := a.place(); ok && m.Ack == NoAck && m.Rate == 0 {
+		return e.pushRoom(ctx, conns, m, &p)
+	}
+	if a.Conn != 0 && len(conns) == 0 {
+		r := Receipt{Deliveries: []Delivery{{Conn: a.Conn, Node: e.node(), Status: Offline}}}
+		return e.settled(r, m)
+	}
+	return e.pushDevices(ctx, conns, offline, m, &p)
+}
+
+// admitPush encodes a message into p, or says why it goes to nobody.
+func (e *Engine) admitPush(ctx context.Context, p *encoded, m *Message, s *scratch) error {
+	if e.closed.Load() {
+		return ErrClosed
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if !e.pushRate.take(e.cfg.Limits.PushRate) {
+		e.stats.delivered(Overloaded, 1)
+		return ErrOverloaded
+	}
+	if err := e.encode(p, m, s); err != nil {
+		return err
+	}
+	e.stats.pushes.Add(1)
+	return nil
+}
+
+// settled returns a receipt in which everything is decided, telling Progress.
+func (e *Engine) settled(r Receipt, m *Message) (Receipt, error) {
+	r.count()
+	for i := range r.Deliveries {
+		e.stats.delivered(r.Deliveries[i].Status, 1)
+	}
+	if m.Progress != nil {
+		e.hook("Progress", 0, func() { m.Progress(r) })
+	}
+	return r, r.err(nil)
+}
+
+// pushPlace pushes to a whole place without an ack: conns are its members if
+// they are few, n says how many there are.
+func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n int, m *Message, p *encoded) (Receipt, error) {
+	if n <= fewMembers {
+		return e.pushRoom(ctx, conns, m, p)
+	}
+	r := Receipt{Targets: n, Sent: n}
+	push := p.share(e)
+	for i, s := range e.shards {
+		if err := s.post(ctx, &item{push: push, place: key}); err != nil {
+			r.Sent = n * i / len(e.shards)
+			r.Failed = n - r.Sent
+			e.stats.delivered(Overloaded, r.Failed)
+			return r, err
+		}
+	}
+	if m.Progress != nil {
+		e.hook("Progress", 0, func() { m.Progress(r) })
+	}
+	return r, nil
+}
+
+// pushRoom pushes to connections of a room or of everyone without an ack: it
+// counts and does not wait.
+func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *encoded) (Receipt, error) {
+	r := Receipt{Targets: len(conns)}
+	from := connecting(ctx)
+	if len(conns) > fewMembers {
+		push := p.share(e)
+		for i, mine := range e.byShard(conns) {
+			if len(mine) == 0 {
+				continue
+			}
+			if err := e.shards[i].post(ctx, &item{push: push, conns: mine, from: from}); err != nil {
+				r.Failed = r.Targets - r.Sent
+				e.stats.delivered(Overloaded, r.Failed)
+				return r, err
+			}
+			r.Sent += len(mine)
+		}
+	} else {
+		var shared *encoded
+		for _, c := range conns {
+			s := e.shards[c.shard]
+			if s.pending.Load() > 0 {
+				if shared == nil {
+					shared = p.share(e)
+				}
+				if err := s.post(ctx, &item{push: shared, conns: []*Conn{c}, from: from}); err != nil {
+					r.Failed = r.Targets - r.Sent
+					e.stats.delivered(Overloaded, r.Failed)
+					return r, err
+				}
+				r.Sent++
+				continue
+			}
+			status := c.write(p, 0, c == from)
+			e.stats.delivered(status, 1)
+			if status == Sent {
+				r.Sent++
+			} else {
+				r.Failed++
+			}
+		}
+	}
+	if m.Progress != nil {
+		e.hook("Progress", 0, func() { m.Progress(r) })
+	}
+	return r, nil
+}
+
+// byShard sorts connections by the shard they belong to.
+func (e *Engine) byShard(conns []*Conn) [][]*Conn {
+	sorted := make([][]*Conn, len(e.shards))
+	for _, c := range conns {
+		sorted[c.shard] = append(sorted[c.shard], c)
+	}
+	return sorted
+}
+
+// pushDevices pushes to connections and waits until each has its status.
+func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, offline []string, m *Message, p *encoded) (Receipt, error) {
+	if len(conns) == 0 {
+		e.stats.delivered(Offline, len(offline))
+		return e.settled(Receipt{Offline: offline}, m)
+	}
+	from := connecting(ctx)
+	if m.Ack == NoAck && m.Rate == 0 && !m.Async && len(conns) <= fewMembers && !e.anyPending(conns) {
+		// The usual case: the caller writes.
+		begin := time.Now()
+		r := Receipt{Offline: offline, Deliveries: make([]Delivery, len(conns))}
+		for i, c := range conns {
+			c.describe(&r.Deliveries[i])
+			r.Deliveries[i].Status = c.write(p, 0, c == from)
+			r.Deliveries[i].Latency = time.Since(begin)
+		}
+		e.stats.delivered(Offline, len(offline))
+		return e.settled(r, m)
+	}
+	e.stats.delivered(Offline, len(offline))
+	f := newFlight(e, conns, offline, p.ack, m.Progress)
+	push := p.share(e)
+	e.flights.Add()
+	if rate := m.Rate; m.Async {
+		if rate == 0 {
+			f.launch(ctx, push, from)
+		}
+		go func() {
+			defer e.flights.Done()
+			ctx := context.WithoutCancel(ctx)
+			if rate > 0 {
+				f.pace(ctx, push, from, rate)
+			}
+			f.wait(ctx)
+		}()
+		return Receipt{Targets: len(conns), Offline: offline}, nil
+	}
+	defer e.flights.Done()
+	if m.Rate > 0 {
+		f.pace(ctx, push, from, m.Rate)
+	} else {
+		f.launch(ctx, push, from)
+	}
+	ctxErr := f.wait(ctx)
+	r := f.receipt()
+	return r, r.err(ctxErr)
+}
+
+func (e *Engine) anyPending(conns []*Conn) bool {
+	for _, c := range conns {
+		if e.shards[c.shard].pending.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// flight is a push that waits for its devices.
+type flight struct {
+	// Static.
+	e        *Engine
+	conns    []*Conn
+	offline  []string
+	ack      uint32 // 0: none wanted
+	begin    time.Time
+	progress func(Receipt)
+	done     chan struct{} // closed by settle when open falls to 0
+	moved    chan struct{} // poked by settle for progress; never closed
+
+	mu         sync.Mutex
+	deliveries []Delivery // guarded by mu
+	written    []bool     // guarded by mu: may have left, its status will come
+	open       int        // guarded by mu: deliveries without a status
+	over       bool       // guarded by mu: what is not written yet never will be
+}
+
+func newFlight(e *Engine, conns []*Conn, offline []string, ack uint32, progress func(Receipt)) *flight {
+	f := &flight{
+		e: e, conns: slices.Clone(conns), offline: offline, ack: ack, begin: time.Now(), progress: progress,
+		done: make(chan struct{}), moved: make(chan struct{}, 1),
+		deliveries: make([]Delivery, len(conns)), written: make([]bool, len(conns)), open: len(conns),
+	}
+	for i, c := range conns {
+		c.describe(&f.deliveries[i])
+	}
+	return f
+}
+
+// launch writes the push, or posts it to be written.
+func (f *flight) launch(ctx context.Context, p *encoded, from *Conn) {
+	post := func(s *shard, conns []*Conn, indexes []int) {
+		if s.post(ctx, &item{push: p, conns: conns, indexes: indexes, flight: f, from: from}) != nil {
+			for _, i := range indexes {
+				f.settle(i, Overloaded, nil)
+			}
+		}
+	}
+	if len(f.conns) <= fewMembers {
+		for i, c := range f.conns {
+			if s := f.e.shards[c.shard]; s.pending.Load() > 0 {
+				post(s, []*Conn{c}, []int{i})
+			} else {
+				f.send(i, c, p, from)
+			}
+		}
+		return
+	}
+	indexes := make([][]int, len(f.e.shards))
+	for i, c := range f.conns {
+		indexes[c.shard] = append(indexes[c.shard], i)
+	}
+	for i, conns := range f.e.byShard(f.conns) {
+		if len(conns) > 0 {
+			post(f.e.shards[i], conns, indexes[i])
+		}
+	}
+}
+
+// pace writes the push to so many devices a second. It makes its steps a
+// twentieth of a second, in which several may be written.
+func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate int) {
+	begin := time.Now()
+	for i, c := range f.conns {
+		due := time.Duration(float64(i) / float64(rate) * float64(time.Second))
+		if ahead := due - time.Since(begin); ahead > 0 && sleep(ctx, (ahead+paceStep-1)/paceStep*paceStep) != nil {
+			for ; i < len(f.conns); i++ {
+				f.settle(i, Overloaded, nil)
+			}
+			return
+		}
+		f.send(i, c, p, from)
+		if f.progress != nil && i%256 == 255 {
+			f.poke()
+		}
+	}
+}
+
+const paceStep = 50 * time.Millisecond
+
+// send writes the push to one connection and settles what can be said now. A
+// shard's worker and wait may be at it at the same time: who takes the
+// expected ack out of the connection is the one to settle.
+func (f *flight) send(i int, c *Conn, p *encoded, from *Conn) {
+	if f.ack != 0 {
+		if status := c.expect(f.ack, f, i); status != Sent {
+			f.settle(i, status, nil)
+			return
+		}
+	}
+	f.mu.Lock()
+	over := f.over
+	f.written[i] = !over
+	f.mu.Unlock()
+	if over {
+		if f.ack == 0 || c.forget(f.ack) {
+			f.settle(i, Overloaded, nil)
+		}
+		return
+	}
+	status := c.write(p, f.ack, c == from)
+	if f.ack == 0 || status != Sent && c.forget(f.ack) {
+		f.settle(i, status, nil)
+	}
+}
+
+// settle gives one delivery its status; the first one counts.
+func (f *flight) settle(i int, status Status, reply json.RawMessage) {
+	f.mu.Lock()
+	d := &f.deliveries[i]
+	if d.Status != 0 {
+		f.mu.Unlock()
+		return
+	}
+	d.Status, d.Reply, d.Latency = status, reply, time.Since(f.begin)
+	f.open--
+	last := f.open == 0
+	f.mu.Unlock()
+	f.e.stats.delivered(status, 1)
+	if last {
+		close(f.done)
+	} else if f.progress != nil {
+		f.poke()
+	}
+}
+
+func (f *flight) poke() {
+	select {
+	case f.moved <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns when every delivery is settled: at the latest when ctx or
+// AckTimeout ends, whose end settles the rest. It returns ctx's error if ctx
+// was what ended. Progress is called here.
+func (f *flight) wait(ctx context.Context) error {
+	var timeout <-chan time.Time
+	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timeout = t.C
+	}
+	var err error
+	var told time.Time
+	moved := f.moved
+	var pause <-chan time.Time
+	for {
+		select {
+		case <-f.done:
+			if f.progress != nil {
+				f.tell()
+			}
+			return err
+		case <-ctx.Done():
+			err = ctx.Err()
+			f.giveUp()
+			<-f.done
+		case <-timeout:
+			f.giveUp()
+			<-f.done
+		case <-moved:
+			if time.Since(told) >= progressEvery {
+				told = time.Now()
+				f.tell()
+			} else {
+				moved, pause = nil, time.After(progressEvery)
+			}
+		case <-pause:
+			moved, pause = f.moved, nil
+			f.poke()
+		}
+	}
+}
+
+const progressEvery = 100 * time.Millisecond
+
+func (f *flight) tell() {
+	r := f.receipt()
+	f.e.hook("Progress", 0, func() { f.progress(r) })
+}
+
+// giveUp settles what has no status: Timeout what was written, Overloaded what
+// was not.
+func (f *flight) giveUp() {
+	f.mu.Lock()
+	f.over = true
+	written := slices.Clone(f.written)
+	f.mu.Unlock()
+	for i, c := range f.conns {
+		switch {
+		case !written[i]:
+			f.settle(i, Overloaded, nil)
+		case f.ack == 0: // being written at this moment
+		case c.unhold(f.ack):
+			if c.forget(f.ack) {
+				f.settle(i, Overloaded, nil)
+			}
+		case c.forget(f.ack):
+			f.settle(i, Timeout, nil)
+		}
+	}
+}
+
+func (f *flight) receipt() Receipt {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := Receipt{Offline: f.offline, Deliveries: slices.Clone(f.deliveries)}
+	r.count()
+	return r
+}
+
+// Online tells whether a user has a connection. It answers from memory.
+func (e *Engine) Online(userID string) bool {
+	return e.places.size(placeKey{kindUser, userID}) > 0
+}
+
+// Users yields every user that has a connection, each once, in no order. What
+// comes and goes meanwhile may be missed or yielded.
+func (e *Engine) Users() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for key := range e.places.all(kindUser) {
+			if !yield(key) {
+				return
+			}
+		}
+	}
+}
+
+// Rooms yields every room with the number of connections in it, in no order.
+// What changes meanwhile may be missed or yielded.
+func (e *Engine) Rooms() iter.Seq2[string, int] { return e.places.all(kindRoom) }
+
+// Conns yields every connection of this node, in no order. What comes and
+// goes meanwhile may be missed or yielded.
+func (e *Engine) Conns() iter.Seq[*Conn] { return e.places.conns() }
+
+// Devices tells the connections of an audience. The error says what is wrong
+// with a, or is ctx's; nobody there is no error.
+func (e *Engine) Devices(ctx context.Context, a Audience) ([]Device, error) {
+	conns, _, err := e.find(&a)
+	if err != nil {
+		return nil, err
+	}
+	devices := make([]Device, 0, len(conns))
+	for _, c := range conns {
+		devices = append(devices, c.device())
+	}
+	return devices, ctx.Err()
+}
+
+// Nodes tells the nodes of the cluster as this one knows them, itself among
+// them; nil without a cluster. It answers from memory.
+func (e *Engine) Nodes() []Node {
+	if e.cluster == nil {
+		return nil
+	}
+	return e.cluster.nodes()
+}
+
+// node is this node's name, "" without a cluster.
+func (e *Engine) node() string {
+	if e.cluster == nil {
+		return ""
+	}
+	return e.cluster.id()
+}
+
+// Ready is nil when this node serves. It is an error while it drains, after
+// its end, and until it has reached a peer of its cluster or found none within
+// the join time. For a /readyz route.
+func (e *Engine) Ready() error {
+	switch {
+	case e.closed.Load():
+		return ErrClosed
+	case e.draining.Load():
+		return errors.New("push: draining")
+	case e.cluster != nil:
+		return e.cluster.ready()
+	}
+	return nil
+}
+
+// Shutdown ends the engine politely: no new connections (503 with
+// Retry-After), peers are told that this node drains, acks in flight are
+// waited for, what is queued is flushed, connections are closed (1001) spread
+// over Config.Drain, hooks end, the cluster is left. Pushes work until the
+// last connection is closed. When ctx ends, everything is cut and its error is
+// returned; a hook that never returns is then left behind. Call it before
+// http.Server.Shutdown, which neither closes nor waits for WebSockets. It is
+// safe to call it again, and at any time after New.
+func (e *Engine) Shutdown(ctx context.Context) error {
+	e.drain()
+	if e.flights.Wait(ctx) == nil {
+		e.closeAll(ctx)
+	}
+	return e.finish(ctx)
+}
+
+// Close ends the engine at once: sockets are cut, hooks that still run are not
+// waited for. It is safe to call it again, also while Shutdown runs.
+func (e *Engine) Close() error {
+	e.drain()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	e.finish(ctx)
+	return nil
+}
+
+// drain refuses new connections from now on.
+func (e *Engine) drain() {
+	if !e.draining.Swap(true) && e.cluster != nil {
+		e.cluster.drain()
+	}
+}
+
+// enter counts a transport in, unless the engine drains.
+func (e *Engine) enter() bool {
+	e.live.Add()
+	if e.draining.Load() {
+		e.live.Done()
+		return false
+	}
+	return true
+}
+
+// closeAll tells every connection goodbye, spread over Config.Drain, and waits
+// until all are gone. One that enter let in just before the drain, and that is
+// not seen here, says goodbye itself when it starts.
+func (e *Engine) closeAll(ctx context.Context) {
+	var all []*transport
+	for h := range e.driver.Handlers() {
+		if t, ok := h.(*transport); ok {
+			all = append(all, t)
+		}
+	}
+	begin := time.Now()
+	for i, t := range all {
+		if due := e.cfg.Drain*time.Duration(i)/time.Duration(len(all)) - time.Since(begin); due > 0 {
+			if sleep(ctx, due) != nil {
+				return
+			}
+		}
+		t.shut(ReasonShutdown, wire.GoingAway, "", false)
+	}
+	e.live.Wait(ctx)
+}
+
+// finish cuts what is left and waits, until ctx ends, for everything of the
+// engine to end: sockets, pushes, hooks, the cluster.
+func (e *Engine) finish(ctx context.Context) error {
+	e.closed.Store(true)
+	for h := range e.driver.Handlers() {
+		if t, ok := h.(*transport); ok {
+			t.cut(ReasonShutdown)
+		}
+	}
+	e.ending.Do(func() {
+		go func() {
+			defer close(e.done)
+			e.driver.Close()
+			e.flights.Wait(context.Background())
+			e.hooks.Wait(context.Background())
+		}()
+	})
+	err := e.ended(ctx)
+	if e.cluster != nil {
+		e.cluster.leave(ctx)
+	}
+	return err
+}
+
+// ended waits until everything but the cluster has ended, or ctx has. What
+// ends by itself ends within moments: also Close, whose ctx is over, gives it
+// those, so that without a stuck hook nothing is left behind.
+func (e *Engine) ended(ctx context.Context) error {
+	grace := time.NewTimer(endGrace)
+	defer grace.Stop()
+	select {
+	case <-e.done:
+		return nil
+	case <-grace.C:
+	}
+	select {
+	case <-e.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// endGrace is how long Close waits for goroutines to end.
+const endGrace = 100 * time.Millisecond
+
+// sleep waits for d, or returns ctx's error.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// hook runs a hook of the application: it counts and logs one that takes over
+// a second, and recovers one that panics. It reports whether it panicked.
+func (e *Engine) hook(name string, conn ConnID, f func()) (panicked bool) {
+	begin := time.Now()
+	defer func() {
+		if d := time.Since(begin); d > time.Second {
+			e.stats.slowHooks.Add(1)
+			e.log.Warn("push: slow hook", "hook", name, "conn", conn, "took", d)
+		}
+		if p := recover(); p != nil {
+			panicked = true
+			e.stats.panics.Add(1)
+			e.log.Error("push: hook panicked", "hook", name, "conn", conn, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		}
+	}()
+	f()
+	return false
+}
+
+// Stats is what an engine holds now and has counted since New. As JSON, its
+// names are snake_case.
+type Stats struct {
+	// Now.
+	Conns       int   `json:"conns"`
+	Pending     int   `json:"pending"`     // upgrades whose login is undecided
+	Users       int   `json:"users"`       // that have a connection
+	Rooms       int   `json:"rooms"`       // that have a connection in them
+	Memberships int   `json:"memberships"` // of connections in users, rooms and everyone
+	QueuedBytes int64 `json:"queued_bytes"`
+	Flights     int   `json:"flights"` // pushes that wait for devices
+
+	// Since New.
+	Accepted    uint64            `json:"accepted"`
+	Refused     map[string]uint64 `json:"refused"`     // logins and upgrades, by why: origin, unauthorized, later, max_conns, max_pending, max_conns_per_user, max_conns_per_addr, draining, bad_request, hijack
+	Closed      map[Reason]uint64 `json:"closed"`      // connections, by why
+	Pushes      uint64            `json:"pushes"`      // calls that were let through
+	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
+	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
+	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
+	Received    uint64            `json:"received"`    // messages given to handlers
+	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
+	Undecodable uint64            `json:"undecodable"` // messages that did not decode into a handler's type
+	Ignored     uint64            `json:"ignored"`     // messages that mean nothing in their dialect
+	Panics      uint64            `json:"panics"`      // of hooks
+	SlowHooks   uint64            `json:"slow_hooks"`  // over a second
+}
+
+// refusedWhy is a counter of Stats.Refused.
+type refusedWhy uint8
+
+const (
+	refusedOrigin refusedWhy = iota
+	refusedUnauthorized
+	refusedLater
+	refusedMaxConns
+	refusedMaxPending
+	refusedMaxPerUser
+	refusedMaxPerAddr
+	refusedDraining
+	refusedBadRequest
+	refusedHijack
+	refusals
+)
+
+var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conns", "max_pending", "max_conns_per_user", "max_conns_per_addr", "draining", "bad_request", "hijack"}
+
+// reasons are the counters of Stats.Closed.
+var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProtocol, ReasonRefused, ReasonSlow, ReasonKicked, ReasonReplaced, ReasonExpired, ReasonPanic, ReasonShutdown}
+
+// counters are what Stats tells.
+type counters struct {
+	pending                                   atomic.Int64
+	dialects                                  [dialects]atomic.Int64 // connections that speak each
+	accepted, pushes, tooLarge, strayAcks     atomic.Uint64
+	received, unhandled, undecodable, ignored atomic.Uint64
+	panics, slowHooks                         atomic.Uint64
+	refusals                                  [refusals]atomic.Uint64
+	closed                                    [len(reasons)]atomic.Uint64
+	deliveries                                [statuses]atomic.Uint64
+}
+
+func (s *counters) refused(why refusedWhy) { s.refusals[why].Add(1) }
+func (s *counters) ended(why Reason)       { s.closed[slices.Index(reasons[:], why)].Add(1) }
+
+func (s *counters) delivered(status Status, n int) {
+	if n > 0 {
+		s.deliveries[status].Add(uint64(n))
+	}
+}
+
+// Stats tells what the engine holds and has counted. It is cheap enough to be
+// called every second.
+func (e *Engine) Stats() Stats {
+	c := &e.stats
+	s := Stats{
+		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes(), Flights: e.flights.Len(),
+		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
+		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
+		Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),
+		Refused: make(map[string]uint64), Closed: make(map[Reason]uint64), Deliveries: make(map[string]uint64),
+	}
+	s.Conns, s.Users, s.Rooms, s.Memberships = e.places.totals()
+	for i, name := range refusalNames {
+		s.Refused[name] = c.refusals[i].Load()
+	}
+	for i, why := range reasons {
+		s.Closed[why] = c.closed[i].Load()
+	}
+	for status := Sent; status < statuses; status++ {
+		s.Deliveries[status.String()] = c.deliveries[status].Load()
+	}
+	return s
+}
+
+// pushRate is the engine's own token bucket.
+type pushRate struct {
+	mu     sync.Mutex
+	bucket rate.Bucket // guarded by mu
+}
+
+func (p *pushRate) take(perSecond int) bool {
+	if perSecond <= 0 {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := float64(perSecond)
+	return p.bucket.Take(rate.Limit{PerSecond: n, Burst: n}, time.Now()) == 0
+}

@@ -1,0 +1,625 @@
+package push
+
+import (
+	"context"
+	"hash/maphash"
+	"iter"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// A place is where connections are: a user, a room, or everyone. All three
+// are the same thing, so a push to a user, to a room and to all are the same
+// few lines.
+
+// kind keeps the names of users and rooms apart, so that nobody can name
+// himself into another's place.
+type kind uint16
+
+const (
+	kindUser kind = iota
+	kindRoom
+	kindAll // its one place has the name ""
+)
+
+type placeKey struct {
+	kind kind
+	name string
+}
+
+const (
+	stripeCount = 64  // locks over the table
+	fewMembers  = 64  // up to that a place is one slice, and a push to it is written by its caller
+	chunk       = 256 // members copied under the lock at a time
+)
+
+// places is the table of who is where. Lock order: Conn.mu, then one stripe,
+// then presence.mu.
+type places struct {
+	seed     maphash.Seed
+	shards   int
+	presence *presence // nil: nobody wants to know
+	stripes  [stripeCount]stripe
+}
+
+type stripe struct {
+	mu      sync.Mutex
+	places  table[placeKey, *place] // guarded by mu; an empty place is not in it
+	conns   table[ConnID, *Conn]    // guarded by mu
+	counts  [kindAll + 1]int        // guarded by mu: places of each kind
+	members int                     // guarded by mu: of all places
+}
+
+// table is a map that gives memory back: it is built anew when it has shrunk
+// to a quarter of what it was, which a Go map does not do by itself.
+type table[K comparable, V any] struct {
+	m    map[K]V
+	peak int
+}
+
+func (t *table[K, V]) set(k K, v V) {
+	if t.m == nil {
+		t.m = make(map[K]V)
+	}
+	t.m[k] = v
+	t.peak = max(t.peak, len(t.m))
+}
+
+func (t *table[K, V]) remove(k K) {
+	delete(t.m, k)
+	if len(t.m) == 0 {
+		t.m, t.peak = nil, 0
+	} else if t.peak > 64 && len(t.m) < t.peak/4 {
+		smaller := make(map[K]V, len(t.m))
+		for k, v := range t.m {
+			smaller[k] = v
+		}
+		t.m, t.peak = smaller, len(t.m)
+	}
+}
+
+// place is guarded by its stripe.
+type place struct {
+	key   placeKey
+	n     int
+	epoch uint32      // counts rebuilds, which move every index
+	few   []*member   // up to fewMembers
+	many  [][]*member // above: a list for each shard; then few is nil
+}
+
+// member is one connection's being in one place.
+type member struct {
+	conn  *Conn
+	place *place
+	next  *member // guarded by conn.mu: the connection's list
+	index int32   // guarded by the stripe: where it stands in its list
+	mark  uint32  // guarded by the stripe: the last walk of conn's shard that took it
+}
+
+func newPlaces(shards int, p *presence) *places {
+	return &places{seed: maphash.MakeSeed(), shards: shards, presence: p}
+}
+
+func (p *places) stripe(key placeKey) *stripe {
+	return &p.stripes[(maphash.String(p.seed, key.name)+uint64(key.kind))%stripeCount]
+}
+
+func (p *places) stripeOf(id ConnID) *stripe { return &p.stripes[id%stripeCount] }
+
+// add puts c into a place and returns its membership. admit, if not nil, is
+// asked first, under the stripe's lock, and sees who is there. c.mu is held.
+func (p *places) add(c *Conn, key placeKey, admit func(*place) error) (*member, error) {
+	s := p.stripe(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pl := s.places.m[key]
+	if admit != nil {
+		if err := admit(pl); err != nil {
+			return nil, err
+		}
+	}
+	if pl == nil {
+		pl = &place{key: key}
+		s.places.set(key, pl)
+		s.counts[key.kind]++
+		if key.kind == kindUser && p.presence != nil {
+			p.presence.change(key.name, true)
+		}
+	}
+	m := &member{conn: c, place: pl}
+	pl.insert(m, p.shards)
+	s.members++
+	return m, nil
+}
+
+// remove takes a membership out of its place; an empty place goes with it.
+// conn.mu is held.
+func (p *places) remove(m *member) {
+	key := m.place.key
+	s := p.stripe(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.place.take(m)
+	s.members--
+	if m.place.n > 0 {
+		return
+	}
+	s.places.remove(key)
+	s.counts[key.kind]--
+	if key.kind == kindUser && p.presence != nil {
+		p.presence.change(key.name, false)
+	}
+}
+
+// insert appends m to the list where it belongs.
+func (pl *place) insert(m *member, shards int) {
+	pl.n++
+	if pl.many == nil && pl.n <= fewMembers {
+		m.index = int32(len(pl.few))
+		pl.few = append(pl.few, m)
+		return
+	}
+	if pl.many == nil {
+		pl.many = make([][]*member, shards)
+		for _, old := range pl.few {
+			pl.put(old)
+		}
+		pl.few = nil
+		pl.epoch++
+	}
+	pl.put(m)
+}
+
+func (pl *place) put(m *member) {
+	list := &pl.many[m.conn.shard]
+	m.index = int32(len(*list))
+	*list = append(*list, m)
+}
+
+// take removes m by moving the last of its list to where it stood.
+func (pl *place) take(m *member) {
+	pl.n--
+	list := &pl.few
+	if pl.many != nil {
+		list = &pl.many[m.conn.shard]
+	}
+	last := len(*list) - 1
+	moved := (*list)[last]
+	(*list)[m.index] = moved
+	moved.index = m.index
+	(*list)[last] = nil
+	*list = (*list)[:last]
+	if pl.many != nil && pl.n <= fewMembers/2 {
+		few := make([]*member, 0, pl.n)
+		for _, list := range pl.many {
+			for _, m := range list {
+				m.index = int32(len(few))
+				few = append(few, m)
+			}
+		}
+		pl.few, pl.many = few, nil
+		pl.epoch++
+	} else if cap(*list) > fewMembers && last < cap(*list)/4 {
+		*list = append(make([]*member, 0, 2*last), *list...)
+	}
+}
+
+// each yields every membership, in no order.
+func (pl *place) each(yield func(*member) bool) {
+	for _, m := range pl.few {
+		if !yield(m) {
+			return
+		}
+	}
+	for _, list := range pl.many {
+		for _, m := range list {
+			if !yield(m) {
+				return
+			}
+		}
+	}
+}
+
+// size is the number of connections in a place.
+func (p *places) size(key placeKey) int {
+	s := p.stripe(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if pl := s.places.m[key]; pl != nil {
+		return pl.n
+	}
+	return 0
+}
+
+// collect appends the connections of a place to dst.
+func (p *places) collect(dst []*Conn, key placeKey) []*Conn {
+	s := p.stripe(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if pl := s.places.m[key]; pl != nil {
+		for m := range pl.each {
+			dst = append(dst, m.conn)
+		}
+	}
+	return dst
+}
+
+// collectFew is collect for a place of at most fewMembers; for a larger one
+// it appends nothing. It returns the size.
+func (p *places) collectFew(dst []*Conn, key placeKey) ([]*Conn, int) {
+	s := p.stripe(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pl := s.places.m[key]
+	if pl == nil {
+		return dst, 0
+	}
+	if pl.n <= fewMembers {
+		for m := range pl.each {
+			dst = append(dst, m.conn)
+		}
+	}
+	return dst, pl.n
+}
+
+// all yields the places of a kind with their sizes.
+func (p *places) all(k kind) iter.Seq2[string, int] {
+	type entry struct {
+		name string
+		n    int
+	}
+	return func(yield func(string, int) bool) {
+		var entries []entry
+		for i := range p.stripes {
+			s := &p.stripes[i]
+			entries = entries[:0]
+			s.mu.Lock()
+			for key, pl := range s.places.m {
+				if key.kind == k {
+					entries = append(entries, entry{key.name, pl.n})
+				}
+			}
+			s.mu.Unlock()
+			for _, e := range entries {
+				if !yield(e.name, e.n) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (p *places) addConn(c *Conn) {
+	s := p.stripeOf(c.id)
+	s.mu.Lock()
+	s.conns.set(c.id, c)
+	s.mu.Unlock()
+}
+
+func (p *places) removeConn(c *Conn) {
+	s := p.stripeOf(c.id)
+	s.mu.Lock()
+	s.conns.remove(c.id)
+	s.mu.Unlock()
+}
+
+// conn is the connection with this id, or nil.
+func (p *places) conn(id ConnID) *Conn {
+	s := p.stripeOf(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conns.m[id]
+}
+
+// conns yields every connection.
+func (p *places) conns() iter.Seq[*Conn] {
+	return func(yield func(*Conn) bool) {
+		var batch []*Conn
+		for i := range p.stripes {
+			s := &p.stripes[i]
+			batch = batch[:0]
+			s.mu.Lock()
+			for _, c := range s.conns.m {
+				batch = append(batch, c)
+			}
+			s.mu.Unlock()
+			for _, c := range batch {
+				if !yield(c) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// totals counts what is in the table.
+func (p *places) totals() (conns, users, rooms, members int) {
+	for i := range p.stripes {
+		s := &p.stripes[i]
+		s.mu.Lock()
+		conns += len(s.conns.m)
+		users += s.counts[kindUser]
+		rooms += s.counts[kindRoom]
+		members += s.members
+		s.mu.Unlock()
+	}
+	return
+}
+
+// A walk visits the members of a place that belong to one shard, a chunk at a
+// time, while others come and go. It runs from the end of the list to its
+// beginning: removing a member moves the last one, already visited, into the
+// gap, where its mark tells that it was visited; who is new stands behind.
+// So everybody who was there all the time is visited exactly once.
+type walk struct {
+	key   placeKey
+	shard int
+	mark  uint32 // differs from the mark of the shard's walk before
+
+	next  int    // everything from here on has been visited
+	epoch uint32 // of the place when next was set
+	begun bool
+}
+
+// chunk copies the next members to dst, which has room for chunk of them; it
+// returns none at the end.
+func (p *places) chunk(w *walk, dst []*Conn) []*Conn {
+	s := p.stripe(w.key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	pl := s.places.m[w.key]
+	if pl == nil {
+		return dst[:0]
+	}
+	list := pl.few
+	if pl.many != nil {
+		list = pl.many[w.shard]
+	}
+	if !w.begun || w.epoch != pl.epoch {
+		// A rebuild moved everybody: begin anew, the marks know.
+		w.next, w.epoch, w.begun = len(list), pl.epoch, true
+	}
+	w.next = min(w.next, len(list))
+	dst = dst[:0]
+	for w.next > 0 && len(dst) < cap(dst) {
+		w.next--
+		if m := list[w.next]; m.mark != w.mark && int(m.conn.shard) == w.shard {
+			m.mark = w.mark
+			dst = append(dst, m.conn)
+		}
+	}
+	return dst
+}
+
+// shard writes what is pushed to many: a queue of items and a goroutine that
+// lives while there are some. A connection belongs to one shard for life, so
+// one goroutine writes to it what goes through the queue, in order.
+type shard struct {
+	e     *Engine
+	index int
+
+	// pending counts items that were posted and are not yet written to the
+	// last connection. While it is not zero, nobody else may write a push to
+	// a connection of this shard.
+	pending atomic.Int64
+
+	mu    sync.Mutex
+	items []*item       // guarded by mu: the queue
+	bytes int           // guarded by mu: what they cost
+	alive bool          // guarded by mu: work's goroutine is there
+	space chan struct{} // guarded by mu: closed when bytes falls; nil while nobody waits
+
+	// Owned by work.
+	mark  uint32
+	conns [chunk]*Conn
+}
+
+// item is what a shard has to write: one push to a whole place, or to some
+// connections.
+type item struct {
+	push *encoded
+
+	place placeKey // when conns is nil
+
+	conns   []*Conn // of this shard
+	indexes []int   // of conns in flight
+	flight  *flight // is told what became of it; nil: nobody is
+	from    *Conn   // its OnConnect pushes this; nil: none does
+}
+
+func (it *item) cost() int { return it.push.size() + 128 + 16*len(it.conns) }
+
+func newShard(e *Engine, index int) *shard { return &shard{e: e, index: index} }
+
+// post puts an item into the queue. While the queue is full it waits, until
+// ctx ends; an item larger than the queue goes into an empty one.
+func (s *shard) post(ctx context.Context, it *item) error {
+	cost, limit := it.cost(), s.e.cfg.Limits.FanoutBytes
+	s.mu.Lock()
+	for limit > 0 && s.bytes > 0 && s.bytes+cost > limit {
+		if s.space == nil {
+			s.space = make(chan struct{})
+		}
+		space := s.space
+		s.mu.Unlock()
+		select {
+		case <-space:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		s.mu.Lock()
+	}
+	s.pending.Add(1)
+	s.items = append(s.items, it)
+	s.bytes += cost
+	begin := !s.alive
+	s.alive = true
+	s.mu.Unlock()
+	if begin {
+		go s.work()
+	}
+	return nil
+}
+
+// maxJoined is how many bytes of adjacent pushes go out in one write.
+const maxJoined = 16 << 10
+
+// take removes the next item, with every one behind it that can be joined to
+// it, and the bytes they cost.
+func (s *shard) take(dst []*item) []*item {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.items) == 0 {
+		s.items = nil
+		s.alive = false
+		return dst[:0]
+	}
+	first := s.items[0]
+	dst = append(dst[:0], first)
+	if first.conns == nil {
+		size := first.push.size()
+		for _, it := range s.items[1:] {
+			if it.conns != nil || it.place != first.place || size+it.push.size() > maxJoined {
+				break
+			}
+			size += it.push.size()
+			dst = append(dst, it)
+		}
+	}
+	for i, it := range dst {
+		s.items[i] = nil
+		s.bytes -= it.cost()
+	}
+	s.items = s.items[len(dst):]
+	if s.space != nil {
+		close(s.space)
+		s.space = nil
+	}
+	return dst
+}
+
+// work writes until the queue is empty.
+func (s *shard) work() {
+	var items []*item
+	for {
+		if items = s.take(items); len(items) == 0 {
+			return
+		}
+		if it := items[0]; it.conns != nil {
+			s.writeConns(it)
+		} else {
+			s.writePlace(items)
+		}
+		s.pending.Add(-int64(len(items)))
+		clear(items)
+	}
+}
+
+// writePlace writes joined pushes to everybody of this shard in a place.
+func (s *shard) writePlace(items []*item) {
+	push := items[0].push
+	if len(items) > 1 {
+		push = join(items)
+	}
+	s.mark++
+	w := walk{key: items[0].place, shard: s.index, mark: s.mark}
+	for {
+		conns := s.e.places.chunk(&w, s.conns[:])
+		if len(conns) == 0 {
+			break
+		}
+		sent := 0
+		for _, c := range conns {
+			if c.write(push, 0, false) == Sent {
+				sent++
+			}
+		}
+		s.e.stats.delivered(Sent, sent*len(items))
+		s.e.stats.delivered(Slow, (len(conns)-sent)*len(items))
+	}
+	clear(s.conns[:])
+}
+
+// writeConns writes one push to some connections.
+func (s *shard) writeConns(it *item) {
+	for i, c := range it.conns {
+		if it.flight == nil {
+			s.e.stats.delivered(c.write(it.push, 0, c == it.from), 1)
+		} else {
+			it.flight.send(it.indexes[i], c, it.push, it.from)
+		}
+	}
+}
+
+// presence tells OnPresence the latest state of each user, on a goroutine
+// that lives while there is something to tell.
+type presence struct {
+	e *Engine
+
+	mu    sync.Mutex
+	state map[string]bool // guarded by mu: the users that were told to be online
+	todo  map[string]bool // guarded by mu: states that differ from what was told
+	order []string        // guarded by mu: of todo's users; one whose change cancelled out is passed over
+	alive bool            // guarded by mu: run's goroutine is there
+}
+
+func newPresence(e *Engine) *presence {
+	return &presence{e: e, state: make(map[string]bool), todo: make(map[string]bool)}
+}
+
+// change notes that a user came or went. The user's stripe is locked, so
+// changes of one user come in their order.
+func (p *presence) change(user string, online bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state[user] == online {
+		delete(p.todo, user)
+		return
+	}
+	p.todo[user] = online
+	p.order = append(p.order, user)
+	if len(p.order) > 2*len(p.todo)+64 { // users that flap while the hook is busy
+		seen := make(map[string]bool, len(p.todo))
+		p.order = slices.DeleteFunc(p.order, func(user string) bool {
+			_, waiting := p.todo[user]
+			again := seen[user]
+			seen[user] = true
+			return again || !waiting
+		})
+	}
+	if !p.alive {
+		p.alive = true
+		p.e.hooks.Add()
+		go p.run()
+	}
+}
+
+func (p *presence) run() {
+	defer p.e.hooks.Done()
+	for {
+		p.mu.Lock()
+		if len(p.order) == 0 {
+			p.alive, p.order = false, nil
+			p.mu.Unlock()
+			return
+		}
+		user := p.order[0]
+		p.order = p.order[1:]
+		online, ok := p.todo[user]
+		if ok {
+			delete(p.todo, user)
+			if online {
+				p.state[user] = true
+			} else {
+				delete(p.state, user)
+			}
+		}
+		p.mu.Unlock()
+		if ok {
+			p.e.hook("OnPresence", 0, func() {
+				p.e.cfg.OnPresence(Presence{User: user, Online: online, Node: p.e.node()})
+			})
+		}
+	}
+}
