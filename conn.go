@@ -1,7 +1,6 @@
 package push
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -19,13 +18,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/embedpush/push/client/js"
 	"github.com/embedpush/push/internal/lane"
 	"github.com/embedpush/push/internal/netio"
 	"github.com/embedpush/push/internal/pushjson"
 	"github.com/embedpush/push/internal/rate"
+	"github.com/embedpush/push/internal/upgrade"
 	"github.com/embedpush/push/internal/wire"
 )
 
@@ -933,18 +931,17 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	if err == nil {
 		err = c.bind(who, l.Rooms)
 	}
-	switch {
-	case err == nil:
+	if err == nil {
 		c.send(t.session.LoggedIn(nil, who.user, c.id.String()))
-	case errors.Is(err, ErrUnauthorized):
-		t.e.stats.refused(refusedUnauthorized)
-		t.shut(ReasonRefused, wire.Unauthorized, clientText(err), false)
-	case errors.Is(err, errPanic):
-		t.shut(ReasonPanic, wire.Internal, "", false)
-	default:
-		t.e.stats.refused(why(err))
-		t.shut(ReasonRefused, wire.TryLater, "", false)
+		return
 	}
+	counted, no, code := loginRefused(err)
+	t.e.stats.refused(counted)
+	ends := ReasonRefused
+	if errors.Is(err, errPanic) {
+		ends = ReasonPanic
+	}
+	t.shut(ends, code, no.Text, false)
 }
 
 // fail ends a connection whose peer broke the protocol.
@@ -1214,53 +1211,32 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "push.js", time.Time{}, bytes.NewReader(js.Push))
 		return
 	}
-	if refused := e.serveWebSocket(w, r); refused != nil {
-		refused.write(w)
+	if no := e.serveWebSocket(w, r); no != nil {
+		no.Write(w)
 	}
 }
 
 var pageClientTag = fmt.Sprintf(`"%x"`, sha256.Sum256(js.Push))
 
-// httpRefusal is an answer instead of an upgrade.
-type httpRefusal struct {
-	status int
-	why    refusedWhy
-	text   string
-	header [2]string
-}
-
-func (h *httpRefusal) write(w http.ResponseWriter) {
-	if h.header[0] != "" {
-		w.Header().Set(h.header[0], h.header[1])
-	}
-	http.Error(w, h.text, h.status)
-}
-
 var retryAfter = [2]string{"Retry-After", "5"}
 
-func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) (no *httpRefusal) {
-	defer func() {
-		if no != nil {
-			e.stats.refused(no.why)
-		}
-	}()
-	if no := checkUpgrade(r); no != nil {
+// serveWebSocket lets a WebSocket in, or says why not.
+func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade.Refusal {
+	refuse := func(why refusedWhy, no *upgrade.Refusal) *upgrade.Refusal {
+		e.stats.refused(why)
 		return no
 	}
-	allowed := e.origins.Allows(r)
-	if e.cfg.CheckOrigin != nil {
-		if e.hook("CheckOrigin", 0, func() { allowed = e.cfg.CheckOrigin(r) }) {
-			allowed = false
-		}
+	if no := upgrade.Check(r); no != nil {
+		return refuse(refusedBadRequest, no)
 	}
-	if !allowed {
-		return &httpRefusal{status: http.StatusForbidden, why: refusedOrigin, text: "origin not allowed"}
+	if !e.allowsOrigin(r) {
+		return refuse(refusedOrigin, &upgrade.Refusal{Status: http.StatusForbidden, Text: "origin not allowed"})
 	}
 	remote := e.remote(r)
 	if !e.enter() {
-		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedDraining, text: "shutting down", header: retryAfter}
+		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
 	}
-	kept := false // start has it
+	kept := false // whoever has the socket counts it out
 	defer func() {
 		if !kept {
 			e.live.Done()
@@ -1268,16 +1244,16 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) (no *htt
 	}()
 	limits := &e.cfg.Limits
 	if limits.MaxConns > 0 && e.live.Len() > limits.MaxConns {
-		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedMaxConns, text: "too many connections", header: retryAfter}
+		return refuse(refusedMaxConns, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many connections", Header: retryAfter})
 	}
 	pending := e.stats.pending.Add(1)
 	defer e.stats.pending.Add(-1)
 	if limits.MaxPending > 0 && pending > int64(limits.MaxPending) {
-		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedMaxPending, text: "too many logins at once", header: retryAfter}
+		return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
 	}
 	addr, ok := e.addrs.enter(remote.Addr(), limits.MaxConnsPerAddr)
 	if !ok {
-		return &httpRefusal{status: http.StatusTooManyRequests, why: refusedMaxPerAddr, text: "too many connections from this address"}
+		return refuse(refusedMaxPerAddr, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections from this address"})
 	}
 	defer func() {
 		if !kept {
@@ -1285,92 +1261,62 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) (no *htt
 		}
 	}()
 
-	d := negotiate(r)
+	d := dialect(max(upgrade.Negotiate(r, protocols[:]), int(dialectJSON)))
 	l := claims(r, d, remote)
 	if err := l.check(); err != nil {
-		return &httpRefusal{status: http.StatusBadRequest, why: refusedBadRequest, text: "bad login"}
+		return refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusBadRequest, Text: "bad login"})
 	}
 	who, err := e.authenticate(r.Context(), l)
-	if err == nil && who.user != "" && limits.MaxConnsPerUser > 0 && who.class == "" && e.places.size(placeKey{kindUser, who.user}) >= limits.MaxConnsPerUser {
-		err = ErrLimit
+	if err == nil && who.user != "" && who.class == "" && limits.MaxConnsPerUser > 0 && e.places.size(placeKey{kindUser, who.user}) >= limits.MaxConnsPerUser {
+		err = ErrLimit // bind decides; this is for the status
 	}
+	var no *upgrade.Refusal
+	var code wire.Code
 	if err != nil {
-		no, code := e.loginRefused(err)
+		var why refusedWhy
+		why, no, code = loginRefused(err)
+		e.stats.refused(why)
 		if r.Header.Get("Origin") == "" {
 			return no
 		}
-		// A page cannot see an HTTP status: it gets a close code.
-		nc, unhijacked := upgrade(w, r, d)
-		if unhijacked != nil {
-			return unhijacked
-		}
-		kept = true
-		e.stats.refused(no.why)
-		e.dismiss(nc, d, code, no.text, addr)
-		return nil
 	}
-	nc, unhijacked := upgrade(w, r, d)
-	if unhijacked != nil {
-		return unhijacked
+	nc, unable := upgrade.Do(w, r, protocols[d])
+	if unable != nil {
+		return refuse(refusedHijack, unable)
 	}
 	kept = true
+	if no != nil { // a page cannot see an HTTP status: it gets a close code
+		e.dismiss(nc, d, code, no.Text, addr)
+		return nil
+	}
 	if e.start(nc, d, who, cloneAll(l.Rooms), addr) != nil {
 		e.stats.refused(refusedMaxPerUser)
 	}
 	return nil
 }
 
-// loginRefused says how a login that failed is answered.
-func (e *Engine) loginRefused(err error) (*httpRefusal, wire.Code) {
+func (e *Engine) allowsOrigin(r *http.Request) bool {
+	if e.cfg.CheckOrigin == nil {
+		return e.origins.Allows(r)
+	}
+	allowed := false
+	e.hook("CheckOrigin", 0, func() { allowed = e.cfg.CheckOrigin(r) })
+	return allowed
+}
+
+// loginRefused says how a login that failed is counted and answered: over
+// HTTP, and on a connection.
+func loginRefused(err error) (refusedWhy, *upgrade.Refusal, wire.Code) {
 	switch {
 	case errors.Is(err, ErrLimit):
-		return &httpRefusal{status: http.StatusTooManyRequests, why: refusedMaxPerUser, text: "too many connections"}, wire.TryLater
+		return refusedMaxPerUser, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections"}, wire.TryLater
 	case errors.Is(err, ErrUnauthorized):
-		return &httpRefusal{status: http.StatusUnauthorized, why: refusedUnauthorized, text: clientText(err)}, wire.Unauthorized
+		return refusedUnauthorized, &upgrade.Refusal{Status: http.StatusUnauthorized, Text: clientText(err)}, wire.Unauthorized
 	case errors.Is(err, errPanic):
-		return &httpRefusal{status: http.StatusInternalServerError, why: refusedLater, text: "internal error"}, wire.Internal
+		return refusedLater, &upgrade.Refusal{Status: http.StatusInternalServerError, Text: "internal error"}, wire.Internal
 	default:
-		return &httpRefusal{status: http.StatusServiceUnavailable, why: refusedLater, text: "come back later", header: retryAfter}, wire.TryLater
+		return refusedLater, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "come back later", Header: retryAfter}, wire.TryLater
 	}
-}
-
-// why is the counter of a later login that failed.
-func why(err error) refusedWhy {
-	if errors.Is(err, ErrLimit) {
-		return refusedMaxPerUser
-	}
-	return refusedLater
-}
-
-// checkUpgrade says what is wrong with a request that should be a WebSocket
-// upgrade (RFC 6455 section 4.2.1).
-func checkUpgrade(r *http.Request) *httpRefusal {
-	switch {
-	case r.ProtoMajor >= 2:
-		return &httpRefusal{status: http.StatusUpgradeRequired, why: refusedBadRequest, text: "a WebSocket needs HTTP/1.1, and this request came over " + r.Proto + ": have the proxy or the TLS listener speak HTTP/1.1 on this path"}
-	case !websocket.IsWebSocketUpgrade(r):
-		return &httpRefusal{status: http.StatusUpgradeRequired, why: refusedBadRequest, text: "this is a WebSocket", header: [2]string{"Upgrade", "websocket"}}
-	case r.Method != http.MethodGet:
-		return &httpRefusal{status: http.StatusMethodNotAllowed, why: refusedBadRequest, text: "a WebSocket begins with GET", header: [2]string{"Allow", "GET"}}
-	case r.Header.Get("Sec-Websocket-Version") != "13":
-		return &httpRefusal{status: http.StatusUpgradeRequired, why: refusedBadRequest, text: "WebSocket version 13 is spoken here", header: [2]string{"Sec-WebSocket-Version", "13"}}
-	}
-	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-Websocket-Key"))
-	if err != nil || len(key) != 16 {
-		return &httpRefusal{status: http.StatusBadRequest, why: refusedBadRequest, text: "bad Sec-WebSocket-Key"}
-	}
-	return nil
-}
-
-// negotiate is the first of our subprotocols that the client offers; without
-// one it speaks push.json.
-func negotiate(r *http.Request) dialect {
-	for _, offered := range websocket.Subprotocols(r) {
-		if i := slices.Index(protocols[:], offered); i >= 0 {
-			return dialect(i)
-		}
-	}
-	return dialectJSON
 }
 
 // claims reads a login from an upgrade.
@@ -1400,41 +1346,6 @@ func (e *Engine) remote(r *http.Request) netip.AddrPort {
 	}
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 	return netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port())
-}
-
-// upgrade takes the socket over. gorilla/websocket answers the handshake; the
-// engine keeps only the net.Conn.
-func upgrade(w http.ResponseWriter, r *http.Request, d dialect) (net.Conn, *httpRefusal) {
-	var no *httpRefusal
-	u := websocket.Upgrader{
-		HandshakeTimeout: 10 * time.Second,
-		ReadBufferSize:   256, // not read from: the smallest will do
-		Subprotocols:     protocols[d : d+1],
-		CheckOrigin:      func(*http.Request) bool { return true },
-		Error: func(w http.ResponseWriter, r *http.Request, status int, reason error) {
-			no = &httpRefusal{status: status, why: refusedBadRequest, text: reason.Error()}
-			if status == http.StatusInternalServerError {
-				no.why = refusedHijack
-				no.text = "this connection cannot be taken over (" + reason.Error() + "): usually a middleware wraps the http.ResponseWriter and has no Unwrap method"
-			}
-		},
-	}
-	ws, err := u.Upgrade(&hijacker{ResponseWriter: w}, r, nil)
-	if err != nil {
-		if no == nil { // the socket was taken over, and failed: nobody is left to answer
-			return nil, &httpRefusal{status: http.StatusInternalServerError, why: refusedHijack, text: err.Error()}
-		}
-		return nil, no
-	}
-	return ws.NetConn(), nil
-}
-
-// hijacker finds the Hijacker behind middlewares that only Unwrap; gorilla
-// looks at the outermost ResponseWriter.
-type hijacker struct{ http.ResponseWriter }
-
-func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(h.ResponseWriter).Hijack()
 }
 
 // dismiss tells a page that was upgraded only for that why it is not let in.

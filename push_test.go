@@ -617,7 +617,7 @@ func TestTheGateDecidesWhoComesIn(t *testing.T) {
 			}
 		}
 		s := w.Stats()
-		if s.Refused["unauthorized"] != 11 || s.Refused["later"] != 8+3 || s.Panics != 3 || s.Users != 0 {
+		if s.Refused["unauthorized"] != 11 || s.Refused["later"] != 8+4 || s.Panics != 3 || s.Users != 0 {
 			t.Errorf("refusals are counted by why, got %v, %d panics, %d users", s.Refused, s.Panics, s.Users)
 		}
 	})
