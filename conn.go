@@ -174,6 +174,7 @@ type Conn struct {
 
 	mu      sync.Mutex
 	ended   bool               // guarded by mu: in no place ever again
+	greeted bool               // guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
 	members *member            // guarded by mu: where it is
 	rooms   int                // guarded by mu: how many of members are rooms
 	held    []heldPush         // guarded by mu
@@ -388,8 +389,9 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err 
 			}
 		}
 		// In the new place first, out of the old after: a user who only
-		// changes class was never offline.
-		c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
+		// changes class was never offline, and keeps the rooms.
+		changed := who.user != old.user
+		c.leaveLocked(func(k placeKey) bool { return k.kind == kindUser || k.kind == kindRoom && changed })
 		if m != nil {
 			m.next, c.members = c.members, m
 		}
@@ -486,30 +488,40 @@ func (c *Conn) leaveLocked(match func(placeKey) bool) bool {
 	return left
 }
 
-// write hands a push to the connection: written or queued (Sent), or why not.
-// What OnConnect pushes is first; the rest waits until it is done.
+// push hands a push to the connection that wants no answer: written or queued
+// (Sent), or why not. One that is too slow for it is closed.
+func (c *Conn) push(p *encoded, first bool) Status {
+	status := c.write(p, 0, first)
+	if status == Slow {
+		c.t.Slow()
+	}
+	return status
+}
+
+// write is push for any push, and leaves the closing to the caller. What
+// OnConnect pushes is first; the rest waits until it is done.
 func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
 	frame := p.frame(c.t.dialect)
 	if !first && c.holding.Load() {
 		if status := c.hold(frame, ack); status != 0 {
-			if status == Slow {
-				c.t.Slow()
-			}
 			return status
 		}
 	}
-	return c.send(frame)
-}
-
-func (c *Conn) send(frame []byte) Status {
 	switch err := c.t.nc.Write(frame); err {
 	case nil:
 		return Sent
 	case netio.ErrSlow:
-		c.t.Slow()
 		return Slow
 	default:
 		return Offline
+	}
+}
+
+// send writes what is not a push: answers, pings, and what was held. It passes
+// whatever is held.
+func (c *Conn) send(frame []byte) {
+	if c.t.nc.Write(frame) == netio.ErrSlow {
+		c.t.Slow()
 	}
 }
 
@@ -635,7 +647,7 @@ func (c *Conn) end(why Reason) {
 	}
 	c.ended = true
 	c.leaveLocked(func(placeKey) bool { return true })
-	acks, held, cancel := c.acks, c.held, c.cancel
+	acks, held, cancel, greeted := c.acks, c.held, c.cancel, c.greeted
 	c.acks, c.held, c.heldLen = nil, nil, 0
 	c.mu.Unlock()
 
@@ -653,7 +665,7 @@ func (c *Conn) end(why Reason) {
 	for _, w := range acks {
 		w.flight.settle(w.index, Gone, nil)
 	}
-	if e.cfg.OnDisconnect != nil {
+	if greeted && e.cfg.OnDisconnect != nil {
 		c.t.lane.Always(func() { e.hook("OnDisconnect", c.id, func() { e.cfg.OnDisconnect(c, why) }) }, c.t)
 	}
 }
@@ -715,8 +727,8 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, rooms []string, ad
 	err := c.bind(who, rooms)
 	if err != nil {
 		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
-	} else if e.cfg.OnConnect != nil {
-		t.lane.Always(t.connect, t)
+	} else {
+		t.greet()
 	}
 	t.nc.Start()
 	if e.draining.Load() {
@@ -725,11 +737,29 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, rooms []string, ad
 	return err
 }
 
+// newSession is a dialect's protocol; maxMessage 0 is no limit.
 func newSession(d dialect, maxMessage int) wire.Session {
+	if maxMessage == 0 {
+		maxMessage = -1
+	}
 	if d == dialectMsgpack {
 		return pushjson.New(pushjson.Msgpack, maxMessage)
 	}
 	return pushjson.New(pushjson.JSON, maxMessage)
+}
+
+// greet has OnConnect run, unless the connection has ended already.
+func (t *transport) greet() {
+	c := t.conn
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return
+	}
+	c.greeted = true
+	if t.e.cfg.OnConnect != nil {
+		t.lane.Always(t.connect, t)
+	}
 }
 
 // connect runs OnConnect. It runs on the lane.
@@ -877,18 +907,17 @@ func (t *transport) receive(m *Received) {
 	e, c := t.e, t.conn
 	e.stats.received.Add(1)
 	e.handlersMu.RLock()
-	h := e.handlers[m.Event]
+	h, ok := e.handlers[m.Event]
 	e.handlersMu.RUnlock()
-	name := "On " + strconv.QuoteToASCII(m.Event)
-	if h == nil {
-		if h = e.cfg.OnMessage; h == nil {
-			h = e.unhandled
+	if !ok {
+		h = handler{"OnMessage", e.cfg.OnMessage}
+		if h.call == nil {
+			h.call = e.unhandled
 		}
-		name = "OnMessage"
 	}
 	var reply any
 	var err error
-	t.hook(name, func() { reply, err = h(c.Context(), c, m) })
+	t.hook(h.name, func() { reply, err = h.call(c.Context(), c, m) })
 	if err == nil && m.wanted {
 		var v wire.Value
 		if v, err = answer(reply); err == nil {
@@ -1103,7 +1132,11 @@ func (m *Received) Decode(into ...any) error {
 	return nil
 }
 
-type handler func(ctx context.Context, c *Conn, m *Received) (reply any, err error)
+// handler is a hook for messages, with the name that the log gives it.
+type handler struct {
+	name string
+	call func(ctx context.Context, c *Conn, m *Received) (reply any, err error)
+}
 
 // On sets the handler of an event that clients send. in is decoded from the
 // message's first argument; what does not decode is answered with an error. A
@@ -1114,17 +1147,17 @@ type handler func(ctx context.Context, c *Conn, m *Received) (reply any, err err
 func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in T) (reply any, err error)) {
 	e.handlersMu.Lock()
 	defer e.handlersMu.Unlock()
-	if e.handlers[event] != nil {
+	if _, ok := e.handlers[event]; ok {
 		panic(fmt.Sprintf("push: a second handler for event %q", event))
 	}
-	e.handlers[event] = func(ctx context.Context, c *Conn, m *Received) (any, error) {
+	e.handlers[event] = handler{"On " + strconv.Quote(event), func(ctx context.Context, c *Conn, m *Received) (any, error) {
 		var in T
 		if err := m.Decode(&in); err != nil {
 			e.stats.undecodable.Add(1)
 			return nil, Refuse("cannot decode the data")
 		}
 		return h(ctx, c, in)
-	}
+	}}
 }
 
 // authenticate asks the gate. The error is ErrUnauthorized (perhaps with a

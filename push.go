@@ -471,7 +471,7 @@ func New(cfg Config) (*Engine, error) {
 		QueueMessages: cfg.Limits.QueueMessages,
 		TotalBytes:    int64(cfg.Limits.TotalQueueBytes),
 		WriteTimeout:  cfg.Limits.WriteTimeout,
-		Tick:          min(time.Second, cfg.Heartbeat/5),
+		Tick:          min(time.Second, max(cfg.Heartbeat/5, 10*time.Millisecond)),
 	})
 	for range runtime.GOMAXPROCS(0) {
 		e.shards = append(e.shards, newShard(e, len(e.shards)))
@@ -785,7 +785,7 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 	if err != nil {
 		return Receipt{}, err
 	}
-	if _, ok := a.place(); ok && m.Ack == NoAck && m.Rate == 0 {
+	if _, ok := a.place(); ok && m.Ack == NoAck && (m.Rate == 0 || len(conns) == 0) {
 		return e.pushRoom(ctx, conns, m, &p)
 	}
 	if a.Conn != 0 && len(conns) == 0 {
@@ -882,7 +882,7 @@ func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *enc
 				r.Sent++
 				continue
 			}
-			status := c.write(p, 0, c == from)
+			status := c.push(p, c == from)
 			e.stats.delivered(status, 1)
 			if status == Sent {
 				r.Sent++
@@ -919,7 +919,7 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, offline []strin
 		r := Receipt{Offline: offline, Deliveries: make([]Delivery, len(conns))}
 		for i, c := range conns {
 			c.describe(&r.Deliveries[i])
-			r.Deliveries[i].Status = c.write(p, 0, c == from)
+			r.Deliveries[i].Status = c.push(p, c == from)
 			r.Deliveries[i].Latency = time.Since(begin)
 		}
 		e.stats.delivered(Offline, len(offline))
@@ -1068,6 +1068,9 @@ func (f *flight) send(i int, c *Conn, p *encoded, from *Conn) {
 	status := c.write(p, f.ack, c == from)
 	if f.ack == 0 || status != Sent && c.forget(f.ack) {
 		f.settle(i, status, nil)
+	}
+	if status == Slow {
+		c.t.Slow() // after the settling: what it ends is Gone, and this was not sent
 	}
 }
 
@@ -1372,14 +1375,15 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // hook runs a hook of the application: it counts and logs one that takes over
-// a second, and recovers one that panics. It reports whether it panicked.
+// a second, while it still runs, and recovers one that panics. It reports
+// whether it panicked.
 func (e *Engine) hook(name string, conn ConnID, f func()) (panicked bool) {
-	begin := time.Now()
+	slow := time.AfterFunc(slowHook, func() {
+		e.stats.slowHooks.Add(1)
+		e.log.Warn("push: slow hook", "hook", name, "conn", conn)
+	})
 	defer func() {
-		if d := time.Since(begin); d > time.Second {
-			e.stats.slowHooks.Add(1)
-			e.log.Warn("push: slow hook", "hook", name, "conn", conn, "took", d)
-		}
+		slow.Stop()
 		if p := recover(); p != nil {
 			panicked = true
 			e.stats.panics.Add(1)
@@ -1389,6 +1393,8 @@ func (e *Engine) hook(name string, conn ConnID, f func()) (panicked bool) {
 	f()
 	return false
 }
+
+const slowHook = time.Second
 
 // Stats is what an engine holds now and has counted since New. As JSON, its
 // names are snake_case.

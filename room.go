@@ -531,7 +531,7 @@ func (s *shard) writePlace(items []*item) {
 		}
 		sent := 0
 		for _, c := range conns {
-			if c.write(push, 0, false) == Sent {
+			if c.push(push, false) == Sent {
 				sent++
 			}
 		}
@@ -545,7 +545,7 @@ func (s *shard) writePlace(items []*item) {
 func (s *shard) writeConns(it *item) {
 	for i, c := range it.conns {
 		if it.flight == nil {
-			s.e.stats.delivered(c.write(it.push, 0, c == it.from), 1)
+			s.e.stats.delivered(c.push(it.push, c == it.from), 1)
 		} else {
 			it.flight.send(it.indexes[i], c, it.push, it.from)
 		}
