@@ -239,7 +239,7 @@ func (c *Conn) Push(ctx context.Context, m Message) (Delivery, error) {
 		return Delivery{}, err
 	}
 	conns := [1]*Conn{c}
-	r, err := c.t.e.pushDevices(context.WithValue(ctx, connectingKey{}, c), conns[:], nil, &m, &p)
+	r, err := c.t.e.pushDevices(context.WithValue(ctx, connectingKey{}, c), conns[:], nil, nil, &m, &p)
 	if len(r.Deliveries) == 0 { // Async
 		var d Delivery
 		c.describe(&d)
@@ -282,9 +282,9 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 func (c *Conn) Unbind() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	old := c.who.Load()
-	l := *old.login
+	l := *c.who.Load().login
 	c.who.Store(newIdentity("", "", &l))
+	c.expires.Store(0)
 	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
 }
 
@@ -382,7 +382,9 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err 
 		if who.user != "" {
 			key := placeKey{kindUser, who.user}
 			if m, err = e.places.add(c, key, func(pl *place) error {
-				replaced, err = e.makeRoom(pl, c, who.class)
+				if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
+					c.who.Store(who) // before the next one of its class looks
+				}
 				return err
 			}); err != nil {
 				return nil, err
@@ -420,9 +422,11 @@ func (e *Engine) makeRoom(pl *place, c *Conn, class string) (replaced []*Conn, e
 		switch {
 		case m.conn == c:
 			n--
-		case class != "" && m.conn.who.Load().class == class:
-			replaced = append(replaced, m.conn)
-			n--
+		case class != "":
+			if who := m.conn.who.Load(); who.class == class && who.user == pl.key.name { // another user: it is about to leave
+				replaced = append(replaced, m.conn)
+				n--
+			}
 		}
 	}
 	if limit := e.cfg.Limits.MaxConnsPerUser; limit > 0 && n >= limit {
@@ -824,8 +828,12 @@ func (t *transport) Data(b []byte) int {
 	return used
 }
 
-// full tells that reading has to wait, and sees to its going on.
+// full tells that reading has to wait, and sees to its going on. One that ends
+// is read to its end, for the peer's goodbye.
 func (t *transport) full() bool {
+	if t.ending() {
+		return false
+	}
 	if t.owes {
 		if wait := t.rate.Take(t.messageRate(), time.Now()); wait > 0 {
 			time.AfterFunc(wait, t.nc.Resume)
@@ -861,7 +869,7 @@ func (t *transport) handle(ev *wire.Event) {
 	switch ev.Kind {
 	case wire.Message:
 		m := newReceived(ev)
-		t.enqueue(m.size(), func() { t.receive(m) })
+		t.lane.Put(m.size(), func() { t.receive(m) }, t)
 	case wire.Ack:
 		if t.conn.acked(ev.ID, ev.Data) {
 			return // free: it is our push that it answers
@@ -869,9 +877,9 @@ func (t *transport) handle(ev *wire.Event) {
 		t.e.stats.strayAcks.Add(1)
 	case wire.Login:
 		claim := ev.Login
-		t.enqueue(len(claim.User)+len(claim.Token), func() { t.login(claim) })
+		t.lane.Put(len(claim.User)+len(claim.Token), func() { t.login(claim) }, t)
 	case wire.Logout:
-		t.enqueue(0, t.conn.Unbind)
+		t.lane.Put(0, t.conn.Unbind, t)
 	case wire.Ping:
 		if t.pings.Take(pingRate, time.Now()) > 0 {
 			t.fail(&wire.Error{Code: wire.Policy, Text: "too many pings"})
@@ -894,17 +902,16 @@ func (t *transport) handle(ev *wire.Event) {
 	t.owes = t.rate.Take(t.messageRate(), time.Now()) > 0
 }
 
-func (t *transport) enqueue(size int, f func()) {
-	t.lane.Put(size, func() {
-		if !t.ending() {
-			f()
-		}
-	}, t)
-}
-
 // receive gives a message to its handler and answers it. It runs on the lane.
+// What came before the connection's end still counts, unless the end was that
+// nobody wants to hear from it.
 func (t *transport) receive(m *Received) {
 	e, c := t.e, t.conn
+	switch t.why() {
+	case ReasonKicked, ReasonReplaced, ReasonRefused, ReasonExpired, ReasonPanic:
+		e.stats.discarded.Add(1)
+		return
+	}
 	e.stats.received.Add(1)
 	e.handlersMu.RLock()
 	h, ok := e.handlers[m.Event]
@@ -949,6 +956,9 @@ func brief(s string) string { return s[:min(len(s), 64)] }
 
 // login is a later login. It runs on the lane.
 func (t *transport) login(claim *wire.LoginClaim) {
+	if t.ending() {
+		return
+	}
 	c := t.conn
 	old := c.who.Load()
 	l := Login{
@@ -1019,10 +1029,7 @@ func (t *transport) Slow() { t.shut(ReasonSlow, wire.TooSlow, "too slow", true) 
 // Closed is the driver's last call.
 func (t *transport) Closed(err error) {
 	t.end(ReasonLost)
-	t.mu.Lock()
-	why := t.reason
-	t.mu.Unlock()
-	e := t.e
+	e, why := t.e, t.why()
 	e.log.Debug("push: closed", "conn", t.conn.id, "user", brief(t.conn.UserID()), "why", string(why), "err", err)
 	e.stats.ended(why)
 	e.stats.dialects[t.dialect].Add(-1)
@@ -1030,10 +1037,13 @@ func (t *transport) Closed(err error) {
 	e.live.Done()
 }
 
-func (t *transport) ending() bool {
+func (t *transport) ending() bool { return t.why() != "" }
+
+// why is the reason for its end, "" while it lives.
+func (t *transport) why() Reason {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.reason != ""
+	return t.reason
 }
 
 // end marks the transport as ending and ends its Conn. It tells whether it was

@@ -548,7 +548,7 @@ func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error)
 // each calls f for every connection of an audience and counts the ones that
 // it says yes to.
 func (e *Engine) each(ctx context.Context, a Audience, f func(*Conn) (bool, error)) (n int, err error) {
-	conns, _, err := e.find(&a)
+	conns, err := e.find(&a)
 	if err != nil {
 		return 0, err
 	}
@@ -726,25 +726,35 @@ func olderVersion(v, least string) bool {
 	return false
 }
 
-// find tells the connections of an audience, and which of its users have none.
-func (e *Engine) find(a *Audience) (conns []*Conn, offline []string, err error) {
+// find tells the connections of an audience.
+func (e *Engine) find(a *Audience) ([]*Conn, error) {
 	if err := a.one(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return e.appendConns(nil, a)
+	conns, _, _ := e.appendConns(nil, a)
+	return conns, nil
 }
 
-// appendConns is find for a checked audience, into dst's memory.
-func (e *Engine) appendConns(dst []*Conn, a *Audience) ([]*Conn, []string, error) {
-	var offline []string
-	if key, ok := a.place(); ok {
+// appendConns appends the connections of a checked audience to dst. For Users
+// it tells whose each one is, and for users who has none.
+func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, offline []string) {
+	collect := func(key placeKey) (n int) {
+		before := len(dst)
 		dst = e.places.collect(dst, key)
+		n = len(dst) - before
+		if a.filtered() {
+			dst = append(dst[:before], slices.DeleteFunc(dst[before:], func(c *Conn) bool { return !a.matches(c) })...)
+		}
+		return n
+	}
+	if key, ok := a.place(); ok {
+		collect(key)
 	} else if a.Conn != 0 {
-		if c := e.places.conn(a.Conn); c != nil {
+		if c := e.places.conn(a.Conn); c != nil && (!a.filtered() || a.matches(c)) {
 			dst = append(dst, c)
 		}
 	} else if a.User != "" {
-		if dst = e.places.collect(dst, placeKey{kindUser, a.User}); len(dst) == 0 {
+		if collect(placeKey{kindUser, a.User}) == 0 {
 			offline = []string{a.User}
 		}
 	} else {
@@ -754,16 +764,15 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) ([]*Conn, []string, error
 				continue
 			}
 			seen[user] = true
-			before := len(dst)
-			if dst = e.places.collect(dst, placeKey{kindUser, user}); len(dst) == before {
+			if collect(placeKey{kindUser, user}) == 0 {
 				offline = append(offline, user)
+			}
+			for len(owners) < len(dst) {
+				owners = append(owners, user)
 			}
 		}
 	}
-	if a.filtered() {
-		dst = slices.DeleteFunc(dst, func(c *Conn) bool { return !a.matches(c) })
-	}
-	return dst, offline, nil
+	return dst, owners, offline
 }
 
 func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, error) {
@@ -781,10 +790,7 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 		conns, n := e.places.collectFew(few[:0], key)
 		return e.pushPlace(ctx, key, conns, n, m, &p)
 	}
-	conns, offline, err := e.appendConns(few[:0], a)
-	if err != nil {
-		return Receipt{}, err
-	}
+	conns, owners, offline := e.appendConns(few[:0], a)
 	if _, ok := a.place(); ok && m.Ack == NoAck && (m.Rate == 0 || len(conns) == 0) {
 		return e.pushRoom(ctx, conns, m, &p)
 	}
@@ -792,7 +798,10 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 		r := Receipt{Deliveries: []Delivery{{Conn: a.Conn, Node: e.node(), Status: Offline}}}
 		return e.settled(r, m)
 	}
-	return e.pushDevices(ctx, conns, offline, m, &p)
+	if a.User != "" {
+		owners = []string{a.User}
+	}
+	return e.pushDevices(ctx, conns, owners, offline, m, &p)
 }
 
 // admitPush encodes a message into p, or says why it goes to nobody.
@@ -907,7 +916,8 @@ func (e *Engine) byShard(conns []*Conn) [][]*Conn {
 }
 
 // pushDevices pushes to connections and waits until each has its status.
-func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, offline []string, m *Message, p *encoded) (Receipt, error) {
+// owners says whose they were when they were found; nil: whose they are now.
+func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline []string, m *Message, p *encoded) (Receipt, error) {
 	if len(conns) == 0 {
 		e.stats.delivered(Offline, len(offline))
 		return e.settled(Receipt{Offline: offline}, m)
@@ -916,9 +926,8 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, offline []strin
 	if m.Ack == NoAck && m.Rate == 0 && !m.Async && len(conns) <= fewMembers && !e.anyPending(conns) {
 		// The usual case: the caller writes.
 		begin := time.Now()
-		r := Receipt{Offline: offline, Deliveries: make([]Delivery, len(conns))}
+		r := Receipt{Offline: offline, Deliveries: describe(conns, owners)}
 		for i, c := range conns {
-			c.describe(&r.Deliveries[i])
 			r.Deliveries[i].Status = c.push(p, c == from)
 			r.Deliveries[i].Latency = time.Since(begin)
 		}
@@ -926,7 +935,7 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, offline []strin
 		return e.settled(r, m)
 	}
 	e.stats.delivered(Offline, len(offline))
-	f := newFlight(e, conns, offline, p.ack, m.Progress)
+	f := newFlight(e, conns, owners, offline, p.ack, m.Progress)
 	push := p.share(e)
 	e.flights.Add()
 	if rate := m.Rate; m.Async {
@@ -982,16 +991,29 @@ type flight struct {
 	over       bool       // guarded by mu: what is not written yet never will be
 }
 
-func newFlight(e *Engine, conns []*Conn, offline []string, ack uint32, progress func(Receipt)) *flight {
-	f := &flight{
+func newFlight(e *Engine, conns []*Conn, owners, offline []string, ack uint32, progress func(Receipt)) *flight {
+	return &flight{
 		e: e, conns: slices.Clone(conns), offline: offline, ack: ack, begin: time.Now(), progress: progress,
 		done: make(chan struct{}), moved: make(chan struct{}, 1),
-		deliveries: make([]Delivery, len(conns)), written: make([]bool, len(conns)), open: len(conns),
+		deliveries: describe(conns, owners), written: make([]bool, len(conns)), open: len(conns),
 	}
+}
+
+// describe makes a delivery for each connection. owners are one for all, or
+// one for each, or none.
+func describe(conns []*Conn, owners []string) []Delivery {
+	deliveries := make([]Delivery, len(conns))
 	for i, c := range conns {
-		c.describe(&f.deliveries[i])
+		d := &deliveries[i]
+		c.describe(d)
+		switch {
+		case len(owners) == len(conns):
+			d.UserID = owners[i]
+		case len(owners) == 1:
+			d.UserID = owners[0]
+		}
 	}
-	return f
+	return deliveries
 }
 
 // launch writes the push, or posts it to be written.
@@ -1208,7 +1230,7 @@ func (e *Engine) Conns() iter.Seq[*Conn] { return e.places.conns() }
 // Devices tells the connections of an audience. The error says what is wrong
 // with a, or is ctx's; nobody there is no error.
 func (e *Engine) Devices(ctx context.Context, a Audience) ([]Device, error) {
-	conns, _, err := e.find(&a)
+	conns, err := e.find(&a)
 	if err != nil {
 		return nil, err
 	}
@@ -1418,6 +1440,7 @@ type Stats struct {
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
+	Discarded   uint64            `json:"discarded"`   // messages that still waited for their handler when their connection was kicked, replaced, refused, expired or had panicked
 	Undecodable uint64            `json:"undecodable"` // messages that did not decode into a handler's type
 	Ignored     uint64            `json:"ignored"`     // messages that mean nothing in their dialect
 	Panics      uint64            `json:"panics"`      // of hooks
@@ -1448,14 +1471,14 @@ var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProto
 
 // counters are what Stats tells.
 type counters struct {
-	pending                                   atomic.Int64
-	dialects                                  [dialects]atomic.Int64 // connections that speak each
-	accepted, pushes, tooLarge, strayAcks     atomic.Uint64
-	received, unhandled, undecodable, ignored atomic.Uint64
-	panics, slowHooks                         atomic.Uint64
-	refusals                                  [refusals]atomic.Uint64
-	closed                                    [len(reasons)]atomic.Uint64
-	deliveries                                [statuses]atomic.Uint64
+	pending                                              atomic.Int64
+	dialects                                             [dialects]atomic.Int64 // connections that speak each
+	accepted, pushes, tooLarge, strayAcks                atomic.Uint64
+	received, unhandled, discarded, undecodable, ignored atomic.Uint64
+	panics, slowHooks                                    atomic.Uint64
+	refusals                                             [refusals]atomic.Uint64
+	closed                                               [len(reasons)]atomic.Uint64
+	deliveries                                           [statuses]atomic.Uint64
 }
 
 func (s *counters) refused(why refusedWhy) { s.refusals[why].Add(1) }
@@ -1474,7 +1497,7 @@ func (e *Engine) Stats() Stats {
 	s := Stats{
 		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes(), Flights: e.flights.Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
-		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
+		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),
 		Refused: make(map[string]uint64), Closed: make(map[Reason]uint64), Deliveries: make(map[string]uint64),
 	}
