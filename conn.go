@@ -339,8 +339,16 @@ func (c *Conn) SetTags(tags ...string) error {
 	return nil
 }
 
-// Close ends the connection as Kick does.
-func (c *Conn) Close(text string) { c.shut(ReasonKicked, wire.Kicked, text) }
+// Close ends the connection as Kick does, behind what was pushed before. It
+// does not wait for that.
+func (c *Conn) Close(text string) {
+	shut := func() { c.shut(ReasonKicked, wire.Kicked, text) }
+	if s := c.t.e.shards[c.shard]; s.pending.Load() > 0 {
+		s.post(context.Background(), &item{behind: shut}) // costs nothing, so it never waits
+	} else {
+		shut()
+	}
+}
 
 func (c *Conn) shut(why Reason, code wire.Code, text string) bool {
 	return c.t.shut(why, code, text, false)
@@ -724,9 +732,11 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, rooms []string, ad
 
 	c.holding.Store(e.cfg.OnConnect != nil)
 	c.who.Store(&identity{login: who.login})
-	e.places.addConn(c)
 	c.mu.Lock()
-	c.addLocked(placeKey{kindAll, ""})
+	if !c.ended { // the engine may have been closed by now
+		e.places.addConn(c)
+		c.addLocked(placeKey{kindAll, ""})
+	}
 	c.mu.Unlock()
 	err := c.bind(who, rooms)
 	if err != nil {
@@ -1289,11 +1299,6 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if limits.MaxConns > 0 && e.live.Len() > limits.MaxConns {
 		return refuse(refusedMaxConns, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many connections", Header: retryAfter})
 	}
-	pending := e.stats.pending.Add(1)
-	defer e.stats.pending.Add(-1)
-	if limits.MaxPending > 0 && pending > int64(limits.MaxPending) {
-		return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
-	}
 	addr, ok := e.addrs.enter(remote.Addr(), limits.MaxConnsPerAddr)
 	if !ok {
 		return refuse(refusedMaxPerAddr, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections from this address"})
@@ -1309,7 +1314,15 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if err := l.check(); err != nil {
 		return refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusBadRequest, Text: "bad login"})
 	}
+	if n := e.stats.pending.Add(1); limits.MaxPending > 0 && n > int64(limits.MaxPending) {
+		e.stats.pending.Add(-1)
+		return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
+	}
 	who, err := e.authenticate(r.Context(), l)
+	e.stats.pending.Add(-1)
+	if e.draining.Load() {
+		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
+	}
 	if err == nil && who.user != "" && who.class == "" && limits.MaxConnsPerUser > 0 && e.places.size(placeKey{kindUser, who.user}) >= limits.MaxConnsPerUser {
 		err = ErrLimit // bind decides; this is for the status
 	}

@@ -422,13 +422,13 @@ type Engine struct {
 	handlers   map[string]handler // guarded by handlersMu
 
 	// The end, Shutdown and Close.
-	draining atomic.Bool   // no more connections
-	closed   atomic.Bool   // no more pushes
-	ending   sync.Once     // brings done about
-	done     chan struct{} // closed when everything has ended
-	live     tally.Tally   // transports that have not ended
-	flights  tally.Tally   // pushes that wait for devices
-	hooks    tally.Tally   // goroutines that run hooks
+	draining atomic.Bool    // no more connections
+	closed   atomic.Bool    // no more pushes
+	ending   sync.Once      // brings done about
+	done     chan struct{}  // closed when everything has ended
+	live     tally.Tally    // transports that have not ended
+	flights  [2]tally.Tally // pushes that wait for devices: begun before and after the drain, which waits for the first
+	hooks    tally.Tally    // goroutines that run hooks
 }
 
 // New makes an engine from cfg and starts it. It listens nowhere by itself:
@@ -542,6 +542,11 @@ func (e *Engine) Leave(ctx context.Context, a Audience, room string) (int, error
 // do not come back from by themselves) and tells how many. text goes to the
 // client, cut at 123 bytes.
 func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error) {
+	for _, s := range e.shards { // behind what the caller pushed before
+		if err := s.flush(ctx); err != nil {
+			return 0, err
+		}
+	}
 	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil })
 }
 
@@ -937,13 +942,17 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 	e.stats.delivered(Offline, len(offline))
 	f := newFlight(e, conns, owners, offline, p.ack, m.Progress)
 	push := p.share(e)
-	e.flights.Add()
+	flights := &e.flights[0]
+	if e.draining.Load() {
+		flights = &e.flights[1]
+	}
+	flights.Add()
 	if rate := m.Rate; m.Async {
 		if rate == 0 {
 			f.launch(ctx, push, from)
 		}
 		go func() {
-			defer e.flights.Done()
+			defer flights.Done()
 			ctx := context.WithoutCancel(ctx)
 			if rate > 0 {
 				f.pace(ctx, push, from, rate)
@@ -952,15 +961,15 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		}()
 		return Receipt{Targets: len(conns), Offline: offline}, nil
 	}
-	defer e.flights.Done()
+	defer flights.Done()
 	if m.Rate > 0 {
 		f.pace(ctx, push, from, m.Rate)
 	} else {
 		f.launch(ctx, push, from)
 	}
-	ctxErr := f.wait(ctx)
+	f.wait(ctx)
 	r := f.receipt()
-	return r, r.err(ctxErr)
+	return r, r.err(ctx.Err())
 }
 
 func (e *Engine) anyPending(conns []*Conn) bool {
@@ -1124,16 +1133,14 @@ func (f *flight) poke() {
 }
 
 // wait returns when every delivery is settled: at the latest when ctx or
-// AckTimeout ends, whose end settles the rest. It returns ctx's error if ctx
-// was what ended. Progress is called here.
-func (f *flight) wait(ctx context.Context) error {
+// AckTimeout ends, whose end settles the rest. Progress is called here.
+func (f *flight) wait(ctx context.Context) {
 	var timeout <-chan time.Time
 	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
 		t := time.NewTimer(d)
 		defer t.Stop()
 		timeout = t.C
 	}
-	var err error
 	var told time.Time
 	moved := f.moved
 	var pause <-chan time.Time
@@ -1141,11 +1148,10 @@ func (f *flight) wait(ctx context.Context) error {
 		select {
 		case <-f.done:
 			if f.progress != nil {
-				f.tell()
+				f.tell(true)
 			}
-			return err
+			return
 		case <-ctx.Done():
-			err = ctx.Err()
 			f.giveUp()
 			<-f.done
 		case <-timeout:
@@ -1154,7 +1160,7 @@ func (f *flight) wait(ctx context.Context) error {
 		case <-moved:
 			if time.Since(told) >= progressEvery {
 				told = time.Now()
-				f.tell()
+				f.tell(false)
 			} else {
 				moved, pause = nil, time.After(progressEvery)
 			}
@@ -1167,8 +1173,12 @@ func (f *flight) wait(ctx context.Context) error {
 
 const progressEvery = 100 * time.Millisecond
 
-func (f *flight) tell() {
+// tell calls Progress. That everything is settled is told once, last.
+func (f *flight) tell(last bool) {
 	r := f.receipt()
+	if !last && r.Sent+r.Acked+r.Failed == r.Targets {
+		return
+	}
 	f.e.hook("Progress", 0, func() { f.progress(r) })
 }
 
@@ -1283,10 +1293,11 @@ func (e *Engine) Ready() error {
 // safe to call it again, and at any time after New.
 func (e *Engine) Shutdown(ctx context.Context) error {
 	e.drain()
-	if e.flights.Wait(ctx) == nil {
-		e.closeAll(ctx)
+	err := e.flights[0].Wait(ctx)
+	if err == nil {
+		err = e.closeAll(ctx)
 	}
-	return e.finish(ctx)
+	return cmp.Or(err, e.finish(ctx))
 }
 
 // Close ends the engine at once: sockets are cut, hooks that still run are not
@@ -1316,10 +1327,16 @@ func (e *Engine) enter() bool {
 	return true
 }
 
-// closeAll tells every connection goodbye, spread over Config.Drain, and waits
-// until all are gone. One that enter let in just before the drain, and that is
-// not seen here, says goodbye itself when it starts.
-func (e *Engine) closeAll(ctx context.Context) {
+// closeAll tells every connection goodbye behind what was pushed to it, spread
+// over Config.Drain, and waits until all are gone. One that enter let in just
+// before the drain, and that is not seen here, says goodbye itself when it
+// starts.
+func (e *Engine) closeAll(ctx context.Context) error {
+	for _, s := range e.shards {
+		if err := s.flush(ctx); err != nil {
+			return err
+		}
+	}
 	var all []*transport
 	for h := range e.driver.Handlers() {
 		if t, ok := h.(*transport); ok {
@@ -1329,13 +1346,13 @@ func (e *Engine) closeAll(ctx context.Context) {
 	begin := time.Now()
 	for i, t := range all {
 		if due := e.cfg.Drain*time.Duration(i)/time.Duration(len(all)) - time.Since(begin); due > 0 {
-			if sleep(ctx, due) != nil {
-				return
+			if err := sleep(ctx, due); err != nil {
+				return err
 			}
 		}
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
 	}
-	e.live.Wait(ctx)
+	return e.live.Wait(ctx)
 }
 
 // finish cuts what is left and waits, until ctx ends, for everything of the
@@ -1351,7 +1368,9 @@ func (e *Engine) finish(ctx context.Context) error {
 		go func() {
 			defer close(e.done)
 			e.driver.Close()
-			e.flights.Wait(context.Background())
+			e.live.Wait(context.Background())
+			e.flights[0].Wait(context.Background())
+			e.flights[1].Wait(context.Background())
 			e.hooks.Wait(context.Background())
 		}()
 	})
@@ -1495,7 +1514,7 @@ func (s *counters) delivered(status Status, n int) {
 func (e *Engine) Stats() Stats {
 	c := &e.stats
 	s := Stats{
-		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes(), Flights: e.flights.Len(),
+		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes(), Flights: e.flights[0].Len() + e.flights[1].Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),

@@ -426,9 +426,16 @@ type item struct {
 	indexes []int   // of conns in flight
 	flight  *flight // is told what became of it; nil: nobody is
 	from    *Conn   // its OnConnect pushes this; nil: none does
+
+	behind func() // only this, when everything before it is written
 }
 
-func (it *item) cost() int { return it.push.size() + 128 + 16*len(it.conns) }
+func (it *item) cost() int {
+	if it.behind != nil {
+		return 0
+	}
+	return it.push.size() + 128 + 16*len(it.conns)
+}
 
 func newShard(e *Engine, index int) *shard { return &shard{e: e, index: index} }
 
@@ -437,7 +444,7 @@ func newShard(e *Engine, index int) *shard { return &shard{e: e, index: index} }
 func (s *shard) post(ctx context.Context, it *item) error {
 	cost, limit := it.cost(), s.e.cfg.Limits.FanoutBytes
 	s.mu.Lock()
-	for limit > 0 && s.bytes > 0 && s.bytes+cost > limit {
+	for cost > 0 && limit > 0 && s.bytes > 0 && s.bytes+cost > limit {
 		if s.space == nil {
 			s.space = make(chan struct{})
 		}
@@ -462,6 +469,23 @@ func (s *shard) post(ctx context.Context, it *item) error {
 	return nil
 }
 
+// flush waits until everything that was posted before is written.
+func (s *shard) flush(ctx context.Context) error {
+	if s.pending.Load() == 0 {
+		return nil
+	}
+	done := make(chan struct{})
+	if err := s.post(ctx, &item{behind: func() { close(done) }}); err != nil {
+		return err
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // maxJoined is how many bytes of adjacent pushes go out in one write.
 const maxJoined = 16 << 10
 
@@ -477,10 +501,10 @@ func (s *shard) take(dst []*item) []*item {
 	}
 	first := s.items[0]
 	dst = append(dst[:0], first)
-	if first.conns == nil {
+	if first.conns == nil && first.behind == nil {
 		size := first.push.size()
 		for _, it := range s.items[1:] {
-			if it.conns != nil || it.place != first.place || size+it.push.size() > maxJoined {
+			if it.conns != nil || it.behind != nil || it.place != first.place || size+it.push.size() > maxJoined {
 				break
 			}
 			size += it.push.size()
@@ -506,7 +530,9 @@ func (s *shard) work() {
 		if items = s.take(items); len(items) == 0 {
 			return
 		}
-		if it := items[0]; it.conns != nil {
+		if it := items[0]; it.behind != nil {
+			it.behind()
+		} else if it.conns != nil {
 			s.writeConns(it)
 		} else {
 			s.writePlace(items)
