@@ -2,16 +2,14 @@ package push
 
 // Membership, and nothing else yet: which nodes there are. memberlist finds
 // peers, notices deaths and carries a few bytes about each node; this file
-// checks the configuration, derives the keys, keeps the table behind
-// [Engine.Nodes] and finds back what a partition took away. No push travels
-// between nodes: each reaches the connections of its own node.
+// checks the configuration, keeps the table behind [Engine.Nodes] and finds
+// back what a partition took away. No push travels between nodes: each reaches
+// the connections of its own node.
 
 import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log"
@@ -29,6 +27,8 @@ import (
 	"time"
 
 	"github.com/embedpush/push/internal/pushjson"
+	"github.com/embedpush/push/internal/quietlog"
+	"github.com/embedpush/push/internal/secret"
 	"github.com/hashicorp/memberlist"
 	"github.com/vmihailenco/msgpack/v5"
 )
@@ -116,7 +116,6 @@ const (
 	maxNodes = 10_000 // members; further ones are ignored
 	maxLost  = 1024   // vanished nodes that are looked for; beyond it one is forgotten
 	maxJoins = 16     // attempts at once
-	maxNotes = 256    // log lines that wait; beyond it they are counted and dropped
 )
 
 // cluster is a node's membership. Two runs of one node id are two members:
@@ -127,30 +126,26 @@ type cluster struct {
 	node     string
 	epoch    uint64
 	name     string // id~epoch, memberlist's
+	started  time.Time
 	insecure bool
-	seeds    []hostPort
-	log      *slog.Logger
+	seeds    []seed
+	log      *quietlog.Log
 	ml       *memberlist.Memberlist // never called from a delegate: it holds its lock there
 
-	ctx     context.Context // ends attempts to join, lookups, dials and run
+	ctx     context.Context // ends attempts to join, lookups, dials, run and the log
 	stop    context.CancelFunc
-	work    sync.WaitGroup // run and what it starts
-	cut     context.Context
-	cutNow  context.CancelFunc // makes leave hurry
-	leaving atomic.Bool
-	left    chan struct{} // closed when leave is through
-	settled chan struct{} // closed by run, without seeds before it: a peer was reached, or none within joinTime
-	wake    chan struct{} // capacity 1, never closed: there is something for run
+	work    sync.WaitGroup // run and what it starts, the log
+	leaving sync.Once
+	cut     context.Context // makes leave hurry
+	cutNow  context.CancelFunc
 
-	mu        sync.Mutex // guards what follows; a leaf: nothing is called or locked under it
-	draining  bool
-	met       bool                    // a peer was reached once
-	peers     map[string]peer         // by memberlist's name, this node included
-	lost      map[string]*lostNode    // by id
-	joining   map[netip.AddrPort]bool // attempts under way
-	conflicts map[string]time.Time    // ids that several runs have, since when
-	notes     []note
-	unnoted   int // dropped
+	met      atomic.Bool // a peer was reached once
+	draining atomic.Bool
+
+	mu      sync.Mutex              // guards what follows; nothing but the log is called or locked under it
+	peers   map[string]peer         // by memberlist's name, this node included
+	lost    map[string]*lostNode    // by id
+	joining map[netip.AddrPort]bool // attempts under way
 }
 
 // peer is one run of one node.
@@ -160,7 +155,6 @@ type peer struct {
 	addr     netip.AddrPort
 	draining bool
 	gone     bool // it said goodbye; memberlist has not noticed yet
-	disputed bool // told in the log as one of two with this id
 }
 
 // lostNode is a node that vanished without goodbye: dead, or on the other side
@@ -172,11 +166,6 @@ type lostNode struct {
 	pause time.Duration
 }
 
-type hostPort struct {
-	host string
-	port uint16
-}
-
 // startCluster checks the configuration, listens and begins to look for peers.
 // It does not wait for them.
 func startCluster(cfg Cluster, logger *slog.Logger) (*cluster, error) {
@@ -184,19 +173,17 @@ func startCluster(cfg Cluster, logger *slog.Logger) (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	now := time.Now()
 	c := &cluster{
-		node:      set.node,
-		epoch:     uint64(time.Now().UnixMilli()),
-		insecure:  cfg.Insecure && len(set.keys) == 0,
-		seeds:     set.seeds,
-		log:       logger,
-		left:      make(chan struct{}),
-		settled:   make(chan struct{}),
-		wake:      make(chan struct{}, 1),
-		peers:     make(map[string]peer),
-		lost:      make(map[string]*lostNode),
-		joining:   make(map[netip.AddrPort]bool),
-		conflicts: make(map[string]time.Time),
+		node:     set.node,
+		epoch:    uint64(now.UnixMilli()),
+		started:  now,
+		insecure: len(set.keys) == 0,
+		seeds:    set.seeds,
+		log:      quietlog.New(logger, "cluster"),
+		peers:    make(map[string]peer),
+		lost:     make(map[string]*lostNode),
+		joining:  make(map[netip.AddrPort]bool),
 	}
 	c.name = runName(c.node, c.epoch)
 	c.ctx, c.stop = context.WithCancel(context.Background())
@@ -207,50 +194,48 @@ func startCluster(cfg Cluster, logger *slog.Logger) (*cluster, error) {
 	ml.Label = set.name
 	ml.EnableCompression = false
 	ml.DeadNodeReclaimTime = time.Second
-	ml.Delegate, ml.Events, ml.Alive, ml.Conflict = (*delegate)(c), (*delegate)(c), (*delegate)(c), (*delegate)(c)
-	ml.LogOutput, ml.Logger = nil, log.New((*logWriter)(c), "", 0)
+	d := delegate{c}
+	ml.Delegate, ml.Events, ml.Alive, ml.Conflict = d, d, d, d
+	ml.LogOutput, ml.Logger = nil, log.New(&quietlog.Writer{
+		Log: c.log, Msg: "gossip", Prefix: "memberlist: ", Ordinary: ordinary, Hint: hint,
+	}, "", 0)
 	if len(set.keys) > 0 {
 		if ml.Keyring, err = memberlist.NewKeyring(set.keys, set.keys[0]); err != nil {
 			return nil, fmt.Errorf("push: Cluster.Secrets: %w", err)
 		}
 	}
 
-	inner := cfg.Transport
+	ml.Transport = cfg.Transport
 	abandon := func() {}
-	if inner == nil {
-		sockets, err := listenGossip(set.bind, ml.Logger)
+	if ml.Transport == nil {
+		listening, err := listenGossip(set.bind, ml.Logger)
 		if err != nil {
 			return nil, fmt.Errorf("push: Cluster.Bind: %w", err)
 		}
 		// Not waited for: Shutdown waits until a connection that just came in
 		// is taken, and nobody takes it.
-		abandon = func() { go sockets.Shutdown() }
-		inner = sockets
-		ml.BindPort = sockets.GetAutoBindPort()
+		abandon = func() { go listening.Shutdown() }
+		ml.Transport = &sockets{listening, c.ctx}
+		ml.BindPort = listening.GetAutoBindPort()
 	}
 	if set.advertise.IsValid() {
-		ml.AdvertiseAddr, ml.AdvertisePort = set.advertise.Addr().String(), int(set.advertise.Port())
-		if ml.AdvertisePort == 0 {
-			ml.AdvertisePort = ml.BindPort
-		}
+		ml.AdvertiseAddr = set.advertise.Addr().String()
+		ml.AdvertisePort = cmp.Or(int(set.advertise.Port()), ml.BindPort)
 	}
-	ip, _, err := inner.FinalAdvertiseAddr(ml.AdvertiseAddr, ml.AdvertisePort)
+	ip, _, err := ml.Transport.FinalAdvertiseAddr(ml.AdvertiseAddr, ml.AdvertisePort)
 	if err != nil {
 		abandon()
 		return nil, fmt.Errorf("push: Cluster.Advertise: %w", err)
 	}
 	if c.insecure && !ip.IsLoopback() {
 		abandon()
-		return nil, fmt.Errorf("push: Cluster.Insecure is for loopback only, and this node would advertise %s: %s", ip, wantSecret)
+		return nil, fmt.Errorf("push: Cluster.Insecure is for loopback only, and this node would advertise %s: %s", ip, secret.Advice)
 	}
-	ml.Transport = &gossipTransport{Transport: inner, ctx: c.ctx}
 	if c.ml, err = memberlist.Create(ml); err != nil {
 		abandon()
 		return nil, fmt.Errorf("push: Cluster: %w", err)
 	}
-	if len(c.seeds) == 0 {
-		close(c.settled)
-	}
+	c.work.Go(func() { c.log.Run(c.ctx) })
 	c.work.Go(c.run)
 	return c, nil
 }
@@ -291,60 +276,49 @@ func (c *cluster) nodes() []Node {
 // ready is nil once a peer was reached or joinTime is over; without seeds at
 // once.
 func (c *cluster) ready() error {
-	select {
-	case <-c.settled:
+	if len(c.seeds) == 0 || c.met.Load() || time.Since(c.started) >= joinTime {
 		return nil
-	default:
-		return errors.New("push: joining the cluster, no peer reached yet")
 	}
+	return errors.New("push: joining the cluster, no peer reached yet")
 }
 
 // drain tells the peers that this node shuts down. It does not wait for them.
 func (c *cluster) drain() {
-	c.mu.Lock()
-	told := c.draining
-	c.draining = true
-	c.mu.Unlock()
-	if !told && !c.leaving.Load() {
-		// The news is queued at once and goes out with the next gossip, in a
-		// fifth of a second; the timeout, and so the error, is only about
-		// waiting until it has gone to all.
-		_ = c.ml.UpdateNode(time.Nanosecond)
-	}
+	c.draining.Store(true)
+	// The news is queued at once and goes out with the next gossip, in a fifth
+	// of a second; the timeout, and so the error, is only about waiting until
+	// it has gone to all.
+	_ = c.ml.UpdateNode(time.Nanosecond)
 }
 
 // leave says goodbye, waits until it has spread or ctx ends, and shuts
 // everything down. Every call returns when that is done, and each ctx that
 // ends makes it hurry.
 func (c *cluster) leave(ctx context.Context) {
-	if ctx.Err() != nil {
-		c.cutNow()
-	}
 	defer context.AfterFunc(ctx, c.cutNow)()
-	if c.leaving.Swap(true) {
-		<-c.left
-		return
-	}
-	defer close(c.left)
+	c.leaving.Do(c.sayGoodbye)
+}
+
+func (c *cluster) sayGoodbye() {
 	c.stop()
 	c.work.Wait()
+	c.mu.Lock()
+	others := maps.Clone(c.peers)
+	c.mu.Unlock()
+	delete(others, c.name)
 
 	// Three roads, for the sooner and for the surer: a packet straight to each
 	// peer, which hides this node at once; memberlist's own news, with the next
 	// gossip; and the silence of this node, noticed within seconds.
 	bye := packBye(c.node, c.epoch)
-	others := 0
-	for name, p := range c.snapshot() {
-		if name != c.name {
-			others++
-			_ = c.ml.SendToAddress(memberlist.Address{Addr: p.addr.String(), Name: name}, bye)
-		}
+	for name, p := range others {
+		_ = c.ml.SendToAddress(memberlist.Address{Addr: p.addr.String(), Name: name}, bye)
 	}
 	// Leave queues the news at once; the timeout, and so the error, is only
 	// about waiting until it has gone to all, which this does itself to be able
 	// to stop.
 	_ = c.ml.Leave(time.Nanosecond)
-	if others > 0 {
+	if len(others) > 0 {
 		t := time.NewTimer(leaveTime)
 		defer t.Stop()
 		select {
@@ -353,31 +327,17 @@ func (c *cluster) leave(ctx context.Context) {
 		}
 	}
 	_ = c.ml.Shutdown() // returns nil
-	c.cutNow()
 	c.mu.Lock()
 	maps.DeleteFunc(c.peers, func(name string, _ peer) bool { return name != c.name })
 	c.mu.Unlock()
 }
 
-func (c *cluster) snapshot() map[string]peer {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return maps.Clone(c.peers)
-}
-
-// run looks for peers, notices conflicts, and does all the logging, so that a
-// slow or a curious slog.Handler never runs under memberlist's lock.
+// run looks for peers.
 func (c *cluster) run() {
-	settle := time.NewTimer(joinTime)
-	defer settle.Stop()
 	tick := time.NewTicker(tickTime)
 	defer tick.Stop()
-	var (
-		speaker   complaints
-		settled   = len(c.seeds) == 0
-		nextSeeds time.Time
-		pause     = time.Second
-	)
+	var nextSeeds time.Time
+	pause := time.Second
 	for {
 		now := time.Now()
 		if nextSeeds.Sub(now) < tickTime/2 && len(c.seeds) > 0 {
@@ -391,22 +351,10 @@ func (c *cluster) run() {
 		for _, addr := range c.due(now) {
 			c.startJoin(addr, false)
 		}
-		c.checkConflicts(now)
-		speaker.speak(c.log, c.takeNotes())
-
-		over := false
 		select {
 		case <-c.ctx.Done():
-			speaker.speak(c.log, c.takeNotes())
 			return
 		case <-tick.C:
-		case <-c.wake:
-		case <-settle.C:
-			over = true
-		}
-		if !settled && (over || c.hasMet()) {
-			settled = true
-			close(c.settled)
 		}
 	}
 }
@@ -416,13 +364,6 @@ func (c *cluster) alone() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.peers) <= 1
-}
-
-// hasMet: there has been another node.
-func (c *cluster) hasMet() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.met
 }
 
 // due tells which lost nodes are to be tried now.
@@ -446,16 +387,14 @@ func (c *cluster) due(now time.Time) (addrs []netip.AddrPort) {
 // joinSeeds tries every address of every seed that is no member.
 func (c *cluster) joinSeeds() {
 	for _, s := range c.seeds {
-		var ips []netip.Addr
-		if ip, err := netip.ParseAddr(s.host); err == nil {
-			ips = []netip.Addr{ip}
-		} else {
+		ips := []netip.Addr{s.ip}
+		if s.name != "" {
+			var err error
 			ctx, cancel := context.WithTimeout(c.ctx, lookupTime)
-			ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", s.host)
+			ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", s.name)
 			cancel()
 			if err != nil && c.ctx.Err() == nil {
-				c.note(note{level: slog.LevelWarn, msg: "cluster: looking up a seed", same: s.host,
-					args: []any{"seed", s.host, "err", err}})
+				c.log.Post(slog.LevelWarn, s.name, "looking up a seed", "seed", s.name, "err", err)
 			}
 		}
 		for _, ip := range ips {
@@ -472,7 +411,7 @@ func (c *cluster) joinSeeds() {
 func (c *cluster) startJoin(addr netip.AddrPort, seed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.joining[addr] || len(c.joining) >= maxJoins {
+	if c.ctx.Err() != nil || c.joining[addr] || len(c.joining) >= maxJoins {
 		return
 	}
 	for _, p := range c.peers {
@@ -485,76 +424,80 @@ func (c *cluster) startJoin(addr netip.AddrPort, seed bool) {
 }
 
 func (c *cluster) join(addr netip.AddrPort, seed bool) {
-	_, err := c.ml.Join([]string{addr.String()})
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.ml.Join([]string{addr.String()})
+		done <- err
+	}()
+	var err error
+	select {
+	case err = <-done:
+	case <-c.ctx.Done():
+		return // our sockets end then, too; another's transport knows no context
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	delete(c.joining, addr)
+	c.mu.Unlock()
 	if err == nil || c.ctx.Err() != nil {
 		return
 	}
 	// memberlist lists its errors one below the other, each with a star.
 	_, text, _ := strings.Cut(err.Error(), "* ")
-	text = clip(strings.TrimPrefix(strings.TrimSpace(text), "failed to join "+addr.String()+": "))
-	why := hint(text)
-	n := note{level: slog.LevelDebug, msg: "cluster: cannot join", same: addr.String(), args: []any{"addr", addr, "err", text}}
-	if why != "" {
-		n.args = append(n.args, "hint", why)
+	text = strings.TrimPrefix(strings.TrimSpace(text), "failed to join "+addr.String()+": ")
+	args := []any{"addr", addr, "err", text}
+	level := slog.LevelDebug
+	if seed && c.alone() {
+		level = slog.LevelWarn
 	}
-	if seed && len(c.peers) <= 1 || why != "" {
-		n.level = slog.LevelWarn
+	if why := hint(text); why != "" {
+		level = slog.LevelWarn
+		args = append(args, "hint", why)
 	}
-	c.noteLocked(n)
+	c.log.Post(level, addr.String(), "cannot join", args...)
 }
 
-const twoOfOneID = "cluster: two nodes run under one id, Cluster.Node must be unlike every other's"
-
-// checkConflicts tells of two nodes that run under one id at two addresses. A
-// node that moved has two runs, too, until the old one is noticed dead.
-func (c *cluster) checkConflicts(now time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for id, since := range c.conflicts {
-		var names []string
-		for name, p := range c.peers {
-			if p.id == id && !p.gone {
-				names = append(names, name)
-			}
-		}
-		if len(names) < 2 {
-			delete(c.conflicts, id)
-			continue
-		}
-		if now.Sub(since) < conflictAfter {
-			continue
-		}
-		slices.SortFunc(names, func(a, b string) int { return cmp.Compare(c.peers[a].epoch, c.peers[b].epoch) })
-		for i, name := range names[1:] {
-			older, newer := c.peers[names[i]], c.peers[name]
-			if newer.disputed || older.addr == newer.addr {
-				continue
-			}
-			newer.disputed = true
-			c.peers[name] = newer
-			c.noteLocked(note{level: slog.LevelError, msg: twoOfOneID, same: name,
-				args: []any{"node", id, "self", id == c.node, "older", older.addr, "newer", newer.addr}})
+// twinLocked finds another run of the same node id at another address: the
+// node moved and the old run is not noticed dead yet, or they are two.
+func (c *cluster) twinLocked(name string) (twin peer, ok bool) {
+	p := c.peers[name]
+	for other, q := range c.peers {
+		if q.id == p.id && other != name && !p.gone && !q.gone && q.addr != p.addr {
+			return q, true
 		}
 	}
+	return twin, false
+}
+
+const twoOfOneID = "two nodes run under one id, Cluster.Node must be unlike every other's"
+
+// checkTwin tells of a node that has a twin still, conflictAfter it joined.
+func (c *cluster) checkTwin(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	older, ok := c.twinLocked(name)
+	if !ok {
+		return
+	}
+	newer := c.peers[name]
+	if newer.epoch < older.epoch {
+		older, newer = newer, older
+	}
+	c.log.Post(slog.LevelError, runName(newer.id, newer.epoch), twoOfOneID,
+		"node", newer.id, "self", newer.id == c.node, "older", older.addr, "newer", newer.addr)
 }
 
 // delegate is what memberlist calls. Joins, leaves and updates come with its
-// lock held, so these methods only set state; the lock c.mu is a leaf.
-type delegate cluster
+// lock held, so these methods only set state and post to the log.
+type delegate struct{ *cluster }
 
 // NodeMeta implements memberlist.Delegate.
-func (d *delegate) NodeMeta(limit int) []byte {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return packMeta(d.node, d.epoch, d.draining)
+func (d delegate) NodeMeta(limit int) []byte {
+	return packMeta(d.node, d.epoch, d.draining.Load())
 }
 
 // NotifyMsg implements memberlist.Delegate. Kinds of messages that this
 // version does not know are passed over.
-func (d *delegate) NotifyMsg(b []byte) {
+func (d delegate) NotifyMsg(b []byte) {
 	id, epoch, err := unpackBye(b)
 	if err != nil {
 		return
@@ -565,23 +508,22 @@ func (d *delegate) NotifyMsg(b []byte) {
 	if p, ok := d.peers[name]; ok && name != d.name && !p.gone {
 		p.gone = true
 		d.peers[name] = p
-		(*cluster)(d).noteLocked(note{level: slog.LevelInfo, msg: "cluster: node left", args: []any{"node", id, "addr", p.addr}})
+		d.log.Post(slog.LevelInfo, "", "node left", "node", id, "addr", p.addr)
 	}
 }
 
 // GetBroadcasts, LocalState and MergeRemoteState implement
 // memberlist.Delegate: nothing is spread this way.
-func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte      { return nil }
-func (d *delegate) LocalState(join bool) []byte                     { return nil }
-func (d *delegate) MergeRemoteState(b []byte, join bool)            {}
-func (d *delegate) NotifyJoin(n *memberlist.Node)                   { d.set(n, true) }
-func (d *delegate) NotifyUpdate(n *memberlist.Node)                 { d.set(n, false) }
-func (d *delegate) NotifyConflict(existing, other *memberlist.Node) { d.sameName(existing, other) }
+func (d delegate) GetBroadcasts(overhead, limit int) [][]byte { return nil }
+func (d delegate) LocalState(join bool) []byte                { return nil }
+func (d delegate) MergeRemoteState(b []byte, join bool)       {}
+func (d delegate) NotifyJoin(n *memberlist.Node)              { d.set(n, true) }
+func (d delegate) NotifyUpdate(n *memberlist.Node)            { d.set(n, false) }
 
 // NotifyAlive implements memberlist.AliveDelegate: only a node that this one
 // understands becomes a member.
-func (d *delegate) NotifyAlive(n *memberlist.Node) error {
-	p, err := d.peer(n)
+func (d delegate) NotifyAlive(n *memberlist.Node) error {
+	p, err := readPeer(n)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if _, known := d.peers[n.Name]; err == nil && !known && len(d.peers) >= maxNodes {
@@ -591,14 +533,13 @@ func (d *delegate) NotifyAlive(n *memberlist.Node) error {
 		err = errors.New("it is not on loopback, and there is no secret")
 	}
 	if err != nil {
-		(*cluster)(d).noteLocked(note{level: slog.LevelWarn, msg: "cluster: node ignored", same: n.Name,
-			args: []any{"name", clip(n.Name), "addr", n.Address(), "err", err}})
+		d.log.Post(slog.LevelWarn, n.Name, "node ignored", "name", n.Name, "addr", n.Address(), "err", err)
 	}
 	return err
 }
 
-// peer reads what a node says about itself.
-func (d *delegate) peer(n *memberlist.Node) (peer, error) {
+// readPeer reads what a node says about itself.
+func readPeer(n *memberlist.Node) (peer, error) {
 	p, err := unpackMeta(n.Meta)
 	if err != nil {
 		return p, err
@@ -614,76 +555,71 @@ func (d *delegate) peer(n *memberlist.Node) (peer, error) {
 	return p, nil
 }
 
-func (d *delegate) set(n *memberlist.Node, joined bool) {
-	p, err := d.peer(n)
-	if err != nil {
-		return // NotifyAlive let it in: cannot be
-	}
+func (d delegate) set(n *memberlist.Node, joined bool) {
+	p, _ := readPeer(n) // NotifyAlive let it in
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c := (*cluster)(d)
-	old := c.peers[n.Name]
-	p.gone, p.disputed = old.gone && !joined, old.disputed
-	if joined {
-		for name, q := range c.peers {
-			if q.id == p.id && name != n.Name && q.addr != p.addr {
-				c.conflicts[p.id] = time.Now()
-			}
-		}
-		delete(c.lost, p.id)
+	if d.ctx.Err() != nil {
+		return // who leaves need not know
 	}
-	c.peers[n.Name] = p
-	if n.Name == c.name {
+	old := d.peers[n.Name]
+	p.gone = old.gone && !joined
+	d.peers[n.Name] = p
+	if joined {
+		delete(d.lost, p.id)
+		if _, ok := d.twinLocked(n.Name); ok {
+			name := n.Name
+			time.AfterFunc(conflictAfter, func() { d.checkTwin(name) })
+		}
+	}
+	if n.Name == d.name {
 		return
 	}
-	c.met = true
+	d.met.Store(true)
 	switch {
 	case joined:
-		c.noteLocked(note{level: slog.LevelInfo, msg: "cluster: node up", args: []any{"node", p.id, "addr", p.addr}})
+		d.log.Post(slog.LevelInfo, "", "node up", "node", p.id, "addr", p.addr)
 	case p.draining && !old.draining:
-		c.noteLocked(note{level: slog.LevelInfo, msg: "cluster: node draining", args: []any{"node", p.id, "addr", p.addr}})
+		d.log.Post(slog.LevelInfo, "", "node draining", "node", p.id, "addr", p.addr)
 	}
-	c.poke()
 }
 
 // NotifyLeave implements memberlist.EventDelegate: the node died, or left,
 // which look the same here.
-func (d *delegate) NotifyLeave(n *memberlist.Node) {
+func (d delegate) NotifyLeave(n *memberlist.Node) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	c := (*cluster)(d)
-	p, ok := c.peers[n.Name]
-	if !ok || n.Name == c.name {
+	p, ok := d.peers[n.Name]
+	if !ok || n.Name == d.name {
 		return
 	}
-	delete(c.peers, n.Name)
+	delete(d.peers, n.Name)
 	if p.gone {
 		return // told
 	}
-	c.noteLocked(note{level: slog.LevelInfo, msg: "cluster: node gone",
-		args: []any{"node", p.id, "addr", p.addr, "draining", p.draining}})
-	for _, q := range c.peers {
+	d.log.Post(slog.LevelInfo, "", "node gone", "node", p.id, "addr", p.addr, "draining", p.draining)
+	if p.draining {
+		return // it meant to go; if it is only cut off, it looks for us
+	}
+	for _, q := range d.peers {
 		if q.id == p.id {
 			return // it runs anew
 		}
 	}
-	if p.draining {
-		return // it meant to go; if it is only cut off, it looks for us
-	}
-	if len(c.lost) >= maxLost {
-		for id := range c.lost { // any
-			delete(c.lost, id)
+	if len(d.lost) >= maxLost {
+		for id := range d.lost { // any
+			delete(d.lost, id)
 			break
 		}
 	}
 	now := time.Now()
-	c.lost[p.id] = &lostNode{addr: p.addr, since: now, next: now.Add(time.Second), pause: time.Second}
+	d.lost[p.id] = &lostNode{addr: p.addr, since: now, next: now.Add(time.Second), pause: time.Second}
 }
 
-// sameName tells of two runs that even started in the same millisecond.
-func (d *delegate) sameName(existing, other *memberlist.Node) {
-	(*cluster)(d).note(note{level: slog.LevelError, msg: twoOfOneID, same: other.Name,
-		args: []any{"node", clip(other.Name), "older", existing.Address(), "newer", other.Address()}})
+// NotifyConflict implements memberlist.ConflictDelegate: two runs of one id
+// even started in the same millisecond.
+func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
+	d.log.Post(slog.LevelError, other.Name, twoOfOneID, "node", other.Name, "older", existing.Address(), "newer", other.Address())
 }
 
 // What nodes tell about themselves: memberlist's metadata, at most 512 bytes,
@@ -718,128 +654,73 @@ func packBye(id string, epoch uint64) []byte { return pack(byeKind, id, epoch) }
 
 var errGarbled = errors.New("it cannot be read")
 
-// unpacker reads the elements of an array. An error stays, and makes what is
-// read after it zero.
-type unpacker struct {
-	d   *msgpack.Decoder
-	err error
-}
-
-// unpack begins to read, with the first element, which says what the other
-// n-1 are.
-func unpack(b []byte) (u *unpacker, n int, first uint64) {
+// unpack begins to read an array of n elements, with the first, which says
+// what the others are.
+func unpack(b []byte) (d *msgpack.Decoder, n int, first uint64, err error) {
 	if len(b) > memberlist.MetaMaxSize {
-		return &unpacker{err: errGarbled}, 0, 0
+		return nil, 0, 0, errGarbled
 	}
 	if _, err := pushjson.Scan(b, 2); err != nil {
-		return &unpacker{err: errGarbled}, 0, 0
+		return nil, 0, 0, errGarbled
 	}
-	u = &unpacker{d: msgpack.NewDecoder(bytes.NewReader(b))}
-	n, u.err = u.d.DecodeArrayLen()
-	return u, n, u.uint()
-}
-
-func (u *unpacker) uint() (v uint64) {
-	if u.err == nil {
-		v, u.err = u.d.DecodeUint64()
+	d = msgpack.NewDecoder(bytes.NewReader(b))
+	if n, err = d.DecodeArrayLen(); err == nil {
+		first, err = d.DecodeUint64()
 	}
-	return v
-}
-
-func (u *unpacker) string() (s string) {
-	if u.err == nil {
-		s, u.err = u.d.DecodeString()
+	if err != nil {
+		err = errGarbled
 	}
-	return s
+	return d, n, first, err
 }
 
 func unpackMeta(b []byte) (p peer, err error) {
-	u, n, proto := unpack(b)
+	d, n, proto, err := unpack(b)
 	switch {
-	case u.err != nil || n < 1:
-		return p, errGarbled
+	case err != nil:
+		return p, err
 	case proto != metaProto:
 		return p, fmt.Errorf("it speaks version %d, this node %d", proto, metaProto)
 	case n < 6:
 		return p, errGarbled
 	}
-	p.id, p.epoch = u.string(), u.uint()
-	u.string() // link address
-	u.uint()   // features
-	p.draining = u.uint() == stateDraining
-	return p, u.err
+	var (
+		link            string
+		features, state uint64
+	)
+	err = d.DecodeMulti(&p.id, &p.epoch, &link, &features, &state)
+	p.draining = state == stateDraining
+	return p, err
 }
 
 func unpackBye(b []byte) (id string, epoch uint64, err error) {
-	u, n, kind := unpack(b)
-	if u.err != nil || n < 3 || kind != byeKind {
+	d, n, kind, err := unpack(b)
+	if err != nil || n < 3 || kind != byeKind {
 		return "", 0, errGarbled
 	}
-	id, epoch = u.string(), u.uint()
-	return id, epoch, u.err
+	err = d.DecodeMulti(&id, &epoch)
+	return id, epoch, err
 }
 
-// gossipTransport ends memberlist's dials, and what it dialled, with ctx:
-// otherwise leaving would wait for an attempt to join that nobody answers.
-type gossipTransport struct {
-	memberlist.Transport
+// sockets is memberlist's transport, but its dials, and what they brought, end
+// with ctx: otherwise they would outlive leave by seconds.
+type sockets struct {
+	*memberlist.NetTransport
 	ctx context.Context
 }
 
-// WriteToAddress implements memberlist.NodeAwareTransport.
-func (t *gossipTransport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
-	if aware, ok := t.Transport.(memberlist.NodeAwareTransport); ok {
-		return aware.WriteToAddress(b, a)
-	}
-	return t.WriteTo(b, a.Addr)
-}
-
 // DialTimeout implements memberlist.Transport.
-func (t *gossipTransport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
-}
-
-// DialAddressTimeout implements memberlist.NodeAwareTransport.
-func (t *gossipTransport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	conn, err := t.dial(a, timeout)
+func (s *sockets) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: timeout}
+	conn, err := d.DialContext(s.ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	return &gossipConn{Conn: conn, release: context.AfterFunc(t.ctx, func() { conn.Close() })}, nil
+	return &gossipConn{Conn: conn, release: context.AfterFunc(s.ctx, func() { conn.Close() })}, nil
 }
 
-func (t *gossipTransport) dial(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	if _, sockets := t.Transport.(*memberlist.NetTransport); sockets {
-		d := net.Dialer{Timeout: timeout}
-		return d.DialContext(t.ctx, "tcp", a.Addr)
-	}
-	// Someone else's transport knows no context: what it still brings then is
-	// closed.
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		var r result
-		if aware, ok := t.Transport.(memberlist.NodeAwareTransport); ok {
-			r.conn, r.err = aware.DialAddressTimeout(a, timeout)
-		} else {
-			r.conn, r.err = t.Transport.DialTimeout(a.Addr, timeout)
-		}
-		done <- r
-	}()
-	select {
-	case r := <-done:
-		return r.conn, r.err
-	case <-t.ctx.Done():
-		go func() {
-			if r := <-done; r.err == nil {
-				r.conn.Close()
-			}
-		}()
-		return nil, t.ctx.Err()
-	}
+// DialAddressTimeout implements memberlist.NodeAwareTransport.
+func (s *sockets) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	return s.DialTimeout(a.Addr, timeout)
 }
 
 type gossipConn struct {
@@ -872,25 +753,33 @@ func listenGossip(at netip.AddrPort, logger *log.Logger) (t *memberlist.NetTrans
 type settings struct {
 	name, node      string
 	bind, advertise netip.AddrPort // advertise may be no address, and its port 0
-	seeds           []hostPort
-	keys            [][]byte // of gossip; the first encrypts
+	seeds           []seed
+	keys            [][]byte // of gossip; the first encrypts, none if Insecure
 }
 
-const wantSecret = "give every node the same secret of 32 random bytes, from: openssl rand -base64 32"
+// seed is an address of other nodes.
+type seed struct {
+	name string     // looked up anew each time; "": it is ip
+	ip   netip.Addr // none if there is a name
+	port uint16
+}
+
+// elsewhere: it may be another machine's.
+func (s seed) elsewhere() bool { return s.name != "localhost" && !s.ip.IsLoopback() }
 
 func (cfg *Cluster) check() (s settings, err error) {
 	fail := func(format string, args ...any) (settings, error) {
 		return settings{}, fmt.Errorf("push: Cluster."+format, args...)
 	}
 	s.name, s.node = cmp.Or(cfg.Name, "push"), cfg.Node
-	if err := checkNodeName(s.name); err != nil {
-		return fail("Name %q: %w", clip(s.name), err)
-	}
 	if s.node == "" {
 		s.node = defaultNode()
 	}
+	if err := checkNodeName(s.name); err != nil {
+		return fail("Name %q: %w", s.name, err)
+	}
 	if err := checkNodeName(s.node); err != nil {
-		return fail("Node %q: %w", clip(s.node), err)
+		return fail("Node %q: %w", s.node, err)
 	}
 
 	if s.bind, err = parseBind(cfg.Bind); err != nil {
@@ -903,52 +792,43 @@ func (cfg *Cluster) check() (s settings, err error) {
 		if s.advertise.Addr().IsUnspecified() {
 			return fail("Advertise %q: no peer can reach that", cfg.Advertise)
 		}
-	}
-	reachable := cfg.Transport != nil || !s.bind.Addr().IsLoopback()
-	if cfg.Transport == nil && s.bind.Addr() == netip.IPv6Unspecified() && cfg.Advertise == "" {
+	} else if cfg.Transport == nil && s.bind.Addr() == netip.IPv6Unspecified() {
 		return fail("Bind %q is every interface: set Cluster.Advertise", cfg.Bind)
 	}
-	var outside string // a seed on another machine
-	for _, seed := range cfg.Seeds {
-		hp, err := parseSeed(seed)
+	outside := "" // a seed on another machine
+	for _, text := range cfg.Seeds {
+		seed, err := parseSeed(text)
 		if err != nil {
-			return fail("Seeds: %q: %w", seed, err)
+			return fail("Seeds: %q: %w", text, err)
 		}
-		ip, err := netip.ParseAddr(hp.host)
-		if err == nil && !ip.Unmap().IsLoopback() || err != nil && hp.host != "localhost" {
-			outside = seed
+		if seed.elsewhere() {
+			outside = text
 		}
-		s.seeds = append(s.seeds, hp)
+		s.seeds = append(s.seeds, seed)
 	}
 
-	for i, secret := range cfg.Secrets {
-		if err := checkSecret(secret); err != nil {
-			return fail("Secrets[%d]: %w: %s", i, err, wantSecret)
-		}
-		for _, other := range cfg.Secrets[:i] {
-			if bytes.Equal(secret, other) {
-				return fail("Secrets[%d] is there twice: %s", i, wantSecret)
-			}
-		}
-		key, err := deriveKey(secret, "gossip", s.name)
-		if err != nil {
+	for i, one := range cfg.Secrets {
+		if err := secret.Check(one); err != nil {
 			return fail("Secrets[%d]: %w", i, err)
+		}
+		key := secret.Derive(one, "gossip", s.name)
+		if slices.ContainsFunc(s.keys, func(k []byte) bool { return bytes.Equal(k, key) }) {
+			return fail("Secrets[%d] is there twice: %s", i, secret.Advice)
 		}
 		s.keys = append(s.keys, key)
 	}
+	local := cfg.Transport == nil && s.bind.Addr().IsLoopback()
 	if len(s.keys) == 0 {
-		switch {
+		switch { // what it would advertise is checked when that is known
 		case !cfg.Insecure:
-			return fail("Secrets is empty: %s", wantSecret)
-		case cfg.Transport == nil && !s.bind.Addr().IsLoopback():
-			return fail("Insecure is for loopback only, and Bind is %s: %s", s.bind.Addr(), wantSecret)
-		case cfg.Advertise != "" && !s.advertise.Addr().IsLoopback():
-			return fail("Insecure is for loopback only, and Advertise is %s: %s", cfg.Advertise, wantSecret)
+			return fail("Secrets is empty: %s", secret.Advice)
+		case cfg.Transport == nil && !local:
+			return fail("Insecure is for loopback only, and Bind is %s: %s", s.bind.Addr(), secret.Advice)
 		case outside != "":
-			return fail("Insecure is for loopback only, and there is seed %s: %s", outside, wantSecret)
+			return fail("Insecure is for loopback only, and there is seed %s: %s", outside, secret.Advice)
 		}
 	}
-	if outside != "" && !reachable {
+	if outside != "" && local {
 		return fail("Bind %s is reached from this machine only, and seed %s is on another", s.bind.Addr(), outside)
 	}
 	return s, nil
@@ -1006,12 +886,12 @@ func parseBind(s string) (netip.AddrPort, error) {
 	return parseAddr(s, gossipPort)
 }
 
-func parseSeed(s string) (hostPort, error) {
+func parseSeed(s string) (seed, error) {
 	if at, err := parseAddr(s, gossipPort); err == nil {
 		if at.Port() == 0 || at.Addr().IsUnspecified() {
-			return hostPort{}, errors.New("nobody listens there")
+			return seed{}, errors.New("nobody listens there")
 		}
-		return hostPort{at.Addr().String(), at.Port()}, nil
+		return seed{ip: at.Addr(), port: at.Port()}, nil
 	}
 	host, text, err := net.SplitHostPort(s)
 	if err != nil {
@@ -1019,196 +899,13 @@ func parseSeed(s string) (hostPort, error) {
 	}
 	port, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || port == 0 || host == "" || len(host) > 255 || strings.ContainsAny(host, ":/[]% \t\r\n") {
-		return hostPort{}, errors.New("want a host, or one with a port")
+		return seed{}, errors.New("want a host, or one with a port")
 	}
-	return hostPort{host, uint16(port)}, nil
+	return seed{name: host, port: uint16(port)}, nil
 }
 
-// checkSecret refuses what did not come from a random source. That cannot be
-// known; it can be known of the frequent cases.
-func checkSecret(b []byte) error {
-	if len(b) < 32 {
-		return fmt.Errorf("%d bytes are too short", len(b))
-	}
-	var seen [256]bool
-	different := 0
-	for _, x := range b {
-		if !seen[x] {
-			seen[x] = true
-			different++
-		}
-	}
-	if different < 16 {
-		return fmt.Errorf("only %d different bytes are not random", different)
-	}
-	for period := 1; period <= len(b)/2; period++ {
-		if bytes.Equal(b[period:], b[:len(b)-period]) {
-			return errors.New("it repeats itself")
-		}
-	}
-	return nil
-}
-
-// deriveKey makes the 32-byte key for one purpose. Nothing else ever uses a
-// secret: who finds one key out knows no other.
-func deriveKey(secret []byte, purpose, cluster string) ([]byte, error) {
-	return hkdf.Key(sha256.New, secret, nil, "push/v1/"+purpose+"/"+cluster, 32)
-}
-
-// note is a log line that waits for run.
-type note struct {
-	level slog.Level
-	msg   string
-	same  string // lines with the same msg and this are the same complaint
-	args  []any
-}
-
-func (c *cluster) note(n note) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.noteLocked(n)
-}
-
-func (c *cluster) noteLocked(n note) {
-	if len(c.notes) >= maxNotes {
-		c.unnoted++
-	} else {
-		c.notes = append(c.notes, n)
-	}
-	c.poke()
-}
-
-func (c *cluster) poke() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (c *cluster) takeNotes() []note {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	notes := c.notes
-	if c.unnoted > 0 {
-		notes = append(notes, note{level: slog.LevelWarn, msg: "cluster: log lines dropped", args: []any{"lines", c.unnoted}})
-	}
-	c.notes, c.unnoted = nil, 0
-	return notes
-}
-
-// complaints keeps a flood out of the log: a line like one of the last five
-// minutes is only counted, and of one kind ten a second are written.
-type complaints struct {
-	said  map[string]*complaint
-	paces map[string]pace // by msg: few
-}
-
-type complaint struct {
-	at    time.Time // of the last line
-	again int       // kept back since
-}
-
-type pace struct {
-	second time.Time
-	lines  int
-}
-
-const (
-	sameComplaint = 5 * time.Minute
-	maxComplaints = 256
-	maxPace       = 10
-)
-
-func (k *complaints) speak(log *slog.Logger, notes []note) {
-	for _, n := range notes {
-		if !log.Enabled(context.Background(), n.level) {
-			continue
-		}
-		if n.level >= slog.LevelWarn {
-			again, ok := k.allow(n.msg, n.same, time.Now())
-			if !ok {
-				continue
-			}
-			if again > 0 {
-				n.args = append(n.args, "again", again)
-			}
-		}
-		log.Log(context.Background(), n.level, n.msg, n.args...)
-	}
-}
-
-// allow says whether to write the line, and how many like it were not written.
-func (k *complaints) allow(msg, same string, now time.Time) (again int, ok bool) {
-	if k.said == nil {
-		k.said, k.paces = make(map[string]*complaint), make(map[string]pace)
-	}
-	c := k.said[msg+same]
-	if c != nil && now.Sub(c.at) < sameComplaint {
-		c.again++
-		return 0, false
-	}
-	p := k.paces[msg]
-	if now.Sub(p.second) >= time.Second {
-		p = pace{second: now}
-	}
-	p.lines++
-	k.paces[msg] = p
-	if p.lines > maxPace {
-		return 0, false
-	}
-	if c == nil {
-		if len(k.said) >= maxComplaints {
-			clear(k.said)
-		}
-		c = &complaint{}
-		k.said[msg+same] = c
-	}
-	again, c.again, c.at = c.again, 0, now
-	return again, true
-}
-
-// logWriter turns memberlist's lines, "[WARN] memberlist: text from=addr",
-// into ours. What it calls an error is a stranger's or the network's doing:
-// a warning.
-type logWriter cluster
-
-func (w *logWriter) Write(line []byte) (int, error) {
-	text := strings.TrimSpace(string(line))
-	level := slog.LevelWarn
-	if rest, ok := strings.CutPrefix(text, "["); ok {
-		var tag string
-		tag, text, _ = strings.Cut(rest, "] ")
-		if tag == "DEBUG" || tag == "INFO" {
-			level = slog.LevelDebug
-		}
-	}
-	text = strings.TrimPrefix(text, "memberlist: ")
-	for _, known := range ordinary {
-		if strings.HasPrefix(text, known) {
-			level = slog.LevelDebug
-		}
-	}
-	n := note{level: level, msg: "cluster: gossip"}
-	from := ""
-	if i := strings.LastIndex(text, " from="); i >= 0 {
-		text, from = text[:i], text[i+len(" from="):]
-	}
-	n.args = []any{"err", clip(text)}
-	n.same = clip(text)
-	if from != "" {
-		n.args = append(n.args, "from", clip(from))
-		host, _, _ := net.SplitHostPort(from) // the port of a stream differs each time
-		n.same += host
-	}
-	if why := hint(text); why != "" {
-		n.args = append(n.args, "hint", why)
-	}
-	(*cluster)(w).note(n)
-	return len(line), nil
-}
-
-// ordinary are warnings about what this file tells in its own words, or about
-// what is no trouble.
+// ordinary begins memberlist's warnings about what this file tells in its own
+// words, or about what is no trouble.
 var ordinary = []string{
 	"ignoring alive message",                        // NotifyAlive
 	"Conflicting address",                           // NotifyConflict
@@ -1233,12 +930,4 @@ var hints = []struct{ part, hint string }{
 	{"unacceptable label", "the other node belongs to another cluster: see Cluster.Name"},
 	{"EOF", "the other node hung up: see whether Cluster.Name and Cluster.Secrets are the same"},
 	{"connection reset", "the other node hung up: see whether Cluster.Name and Cluster.Secrets are the same"},
-}
-
-// clip shortens what a peer may have written for the log.
-func clip(s string) string {
-	if len(s) > 200 {
-		return strings.ToValidUTF8(s[:200], "") + "…"
-	}
-	return s
 }

@@ -138,18 +138,26 @@ func (l *Login) check() error {
 
 // identity is who a connection is. It is never changed, only replaced.
 type identity struct {
-	user, class string
-	login       *Login // without Request, Conn, Token and Auth
+	user     string
+	*details // what few clients tell; nodetails for the others
 }
+
+type details struct {
+	class               string // of DeviceClass
+	device, os, version string
+	tags                []string
+	data                any
+}
+
+var nodetails details
 
 // newIdentity keeps copies: a substring of a request would keep all of it.
 func newIdentity(user, class string, l *Login) *identity {
-	kept := *l
-	kept.Request, kept.Conn, kept.Token, kept.Auth, kept.Rooms = nil, nil, "", nil, nil
-	kept.UserID = strings.Clone(user)
-	kept.DeviceID, kept.OS, kept.ClientVersion = strings.Clone(l.DeviceID), strings.Clone(l.OS), strings.Clone(l.ClientVersion)
-	kept.Tags = cloneAll(l.Tags)
-	return &identity{user: kept.UserID, class: strings.Clone(class), login: &kept}
+	who := &identity{strings.Clone(user), &nodetails}
+	if class != "" || l.DeviceID != "" || l.OS != "" || l.ClientVersion != "" || len(l.Tags) > 0 || l.Data != nil {
+		who.details = &details{class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion), tags: cloneAll(l.Tags), data: l.Data}
+	}
+	return who
 }
 
 func cloneAll(list []string) []string {
@@ -163,31 +171,43 @@ func cloneAll(list []string) []string {
 // Conn is one connection as the application sees it: who it is, where it is,
 // what it owes an answer to. Its methods are safe for concurrent use.
 type Conn struct {
-	// Static.
-	t     *transport
-	id    ConnID
-	shard uint8 // whose worker writes to it
+	// Static after start. The first line is all that a push touches: a
+	// broadcast is bound by memory, not by instructions.
+	nc      *netio.Conn // t's
+	dialect dialect     // t's
+	shard   uint8       // whose worker writes to it
+	holding atomic.Bool // not static: OnConnect runs, pushes of others go to held; cleared under mu
+	t       *transport
+	id      ConnID
 
 	who     atomic.Pointer[identity] // written under mu
 	expires atomic.Int64             // Login.Expires in Unix nanoseconds, 0: never
-	holding atomic.Bool              // OnConnect runs: pushes of others go to held; cleared under mu
 
 	mu      sync.Mutex
 	ended   bool               // guarded by mu: in no place ever again
 	greeted bool               // guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
+	rooms   int32              // guarded by mu: how many of members are rooms
 	members *member            // guarded by mu: where it is
-	rooms   int                // guarded by mu: how many of members are rooms
-	held    []heldPush         // guarded by mu
-	heldLen int                // guarded by mu: bytes of held, a push counting queueCost extra
 	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
-	ctx     context.Context    // guarded by mu: made at first need
-	cancel  context.CancelFunc // guarded by mu
+	held    *held              // guarded by mu: nil when there is nothing
+	life    *life              // guarded by mu: made at first need
 }
 
-// heldPush waits until OnConnect is done.
+// held is what waits until OnConnect is done.
+type held struct {
+	pushes []heldPush
+	bytes  int // a push counts queueCost extra
+}
+
 type heldPush struct {
 	frame []byte
 	ack   uint32 // 0: none wanted
+}
+
+// life is Conn.Context.
+type life struct {
+	ctx context.Context
+	end context.CancelFunc
 }
 
 // ackWait is who waits for an answer.
@@ -204,28 +224,39 @@ func (c *Conn) UserID() string { return c.who.Load().user }
 
 // Login is the login that made it whose it is: without its Token, Auth, Rooms,
 // Request and Conn, which are not kept. Its slices are not to be changed.
-func (c *Conn) Login() Login { return *c.who.Load().login }
+func (c *Conn) Login() Login {
+	who := c.who.Load()
+	l := Login{
+		Protocol: c.Protocol(), UserID: who.user, DeviceID: who.device, OS: who.os, ClientVersion: who.version,
+		Tags: who.tags, Remote: c.t.remoteAddr(), Data: who.data,
+	}
+	if at := c.expires.Load(); at != 0 {
+		l.Expires = time.Unix(0, at)
+	}
+	return l
+}
 
 // Data is what Authenticate left in Login.Data.
-func (c *Conn) Data() any { return c.who.Load().login.Data }
+func (c *Conn) Data() any { return c.who.Load().data }
 
 // Namespace is "": only Socket.IO connections have others.
-func (c *Conn) Namespace() string { return c.who.Load().login.Namespace }
+func (c *Conn) Namespace() string { return "" }
 
 // Protocol is "push.json" or "push.msgpack".
-func (c *Conn) Protocol() string { return protocols[c.t.dialect] }
+func (c *Conn) Protocol() string { return protocols[c.dialect] }
 
 // Context ends when the connection does.
 func (c *Conn) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ctx == nil {
-		c.ctx, c.cancel = context.WithCancel(context.Background())
+	if c.life == nil {
+		c.life = new(life)
+		c.life.ctx, c.life.end = context.WithCancel(context.Background())
 		if c.ended {
-			c.cancel()
+			c.life.end()
 		}
 	}
-	return c.ctx
+	return c.life.ctx
 }
 
 // Push pushes m to this connection alone. It goes before what others push
@@ -274,7 +305,7 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 	if err != nil {
 		return err
 	}
-	return c.bind(newIdentity(userID, class, &l), nil)
+	return c.bind(newIdentity(userID, class, &l), l.Expires, nil)
 }
 
 // Unbind takes the connection out of its user and of every room. It stays
@@ -282,8 +313,9 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 func (c *Conn) Unbind() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := *c.who.Load().login
-	c.who.Store(newIdentity("", "", &l))
+	more := *c.who.Load().details
+	more.class = ""
+	c.who.Store(&identity{details: &more})
 	c.expires.Store(0)
 	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
 }
@@ -333,9 +365,9 @@ func (c *Conn) SetTags(tags ...string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.who.Load()
-	kept := *old.login
-	kept.Tags = cloneAll(tags)
-	c.who.Store(&identity{user: old.user, class: old.class, login: &kept})
+	more := *old.details
+	more.tags = cloneAll(tags)
+	c.who.Store(&identity{old.user, &more})
 	return nil
 }
 
@@ -357,28 +389,28 @@ func (c *Conn) shut(why Reason, code wire.Code, text string) bool {
 // describe fills in who a delivery is for.
 func (c *Conn) describe(d *Delivery) {
 	who := c.who.Load()
-	d.UserID, d.DeviceID, d.Node, d.Protocol, d.Conn = who.user, who.login.DeviceID, c.t.e.node(), protocols[c.t.dialect], c.id
+	d.UserID, d.DeviceID, d.Node, d.Protocol, d.Conn = who.user, who.device, c.t.e.node(), c.Protocol(), c.id
 }
 
 func (c *Conn) device() Device {
 	who := c.who.Load()
 	return Device{
-		UserID: who.user, DeviceID: who.login.DeviceID, Node: c.t.e.node(), Protocol: protocols[c.t.dialect], Namespace: who.login.Namespace,
-		Conn: c.id, OS: who.login.OS, Version: who.login.ClientVersion, Tags: slices.Clone(who.login.Tags),
+		UserID: who.user, DeviceID: who.device, Node: c.t.e.node(), Protocol: c.Protocol(), Namespace: c.Namespace(),
+		Conn: c.id, OS: who.os, Version: who.version, Tags: slices.Clone(who.tags),
 	}
 }
 
 // bind makes the connection who's and puts it into rooms. Whom it replaces is
 // closed.
-func (c *Conn) bind(who *identity, rooms []string) error {
-	replaced, err := c.bindLocked(who, rooms)
+func (c *Conn) bind(who *identity, expires time.Time, rooms []string) error {
+	replaced, err := c.bindLocked(who, expires, rooms)
 	for _, old := range replaced {
 		old.shut(ReasonReplaced, wire.Replaced, "")
 	}
 	return err
 }
 
-func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err error) {
+func (c *Conn) bindLocked(who *identity, expires time.Time, rooms []string) (replaced []*Conn, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
@@ -408,8 +440,8 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err 
 	}
 	c.who.Store(who)
 	c.expires.Store(0)
-	if t := who.login.Expires; !t.IsZero() {
-		c.expires.Store(t.UnixNano())
+	if !expires.IsZero() {
+		c.expires.Store(expires.UnixNano())
 	}
 	for _, room := range rooms {
 		if _, err := c.joinLocked(room); err != nil {
@@ -425,7 +457,7 @@ func (e *Engine) makeRoom(pl *place, c *Conn, class string) (replaced []*Conn, e
 	if pl == nil {
 		return nil, nil
 	}
-	n := pl.n
+	n := int(pl.n)
 	for m := range pl.each {
 		switch {
 		case m.conn == c:
@@ -513,13 +545,13 @@ func (c *Conn) push(p *encoded, first bool) Status {
 // write is push for any push, and leaves the closing to the caller. What
 // OnConnect pushes is first; the rest waits until it is done.
 func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
-	frame := p.frame(c.t.dialect)
+	frame := p.frame(c.dialect)
 	if !first && c.holding.Load() {
 		if status := c.hold(frame, ack); status != 0 {
 			return status
 		}
 	}
-	switch err := c.t.nc.Write(frame); err {
+	switch err := c.nc.Write(frame); err {
 	case nil:
 		return Sent
 	case netio.ErrSlow:
@@ -532,7 +564,7 @@ func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
 // send writes what is not a push: answers, pings, and what was held. It passes
 // whatever is held.
 func (c *Conn) send(frame []byte) {
-	if c.t.nc.Write(frame) == netio.ErrSlow {
+	if c.nc.Write(frame) == netio.ErrSlow {
 		c.t.Slow()
 	}
 }
@@ -550,11 +582,13 @@ func (c *Conn) hold(frame []byte, ack uint32) Status {
 		return 0
 	case c.ended:
 		return Offline
-	case len(c.held) > 0 && (l.QueueBytes > 0 && c.heldLen+len(frame)+queueCost > l.QueueBytes || l.QueueMessages > 0 && len(c.held) >= l.QueueMessages):
+	case c.held == nil:
+		c.held = new(held)
+	case l.QueueBytes > 0 && c.held.bytes+len(frame)+queueCost > l.QueueBytes, l.QueueMessages > 0 && len(c.held.pushes) >= l.QueueMessages:
 		return Slow
 	}
-	c.held = append(c.held, heldPush{frame, ack})
-	c.heldLen += len(frame) + queueCost
+	c.held.pushes = append(c.held.pushes, heldPush{frame, ack})
+	c.held.bytes += len(frame) + queueCost
 	return Sent
 }
 
@@ -562,10 +596,13 @@ func (c *Conn) hold(frame []byte, ack uint32) Status {
 func (c *Conn) unhold(ack uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, h := range c.held {
+	if c.held == nil {
+		return false
+	}
+	for i, h := range c.held.pushes {
 		if h.ack == ack {
-			c.held = slices.Delete(c.held, i, i+1)
-			c.heldLen -= len(h.frame) + queueCost
+			c.held.pushes = slices.Delete(c.held.pushes, i, i+1)
+			c.held.bytes -= len(h.frame) + queueCost
 			return true
 		}
 	}
@@ -577,14 +614,14 @@ func (c *Conn) release() {
 	for {
 		c.mu.Lock()
 		held := c.held
-		c.held, c.heldLen = nil, 0
-		if len(held) == 0 {
+		c.held = nil
+		if held == nil {
 			c.holding.Store(false)
 			c.mu.Unlock()
 			return
 		}
 		c.mu.Unlock()
-		for _, h := range held {
+		for _, h := range held.pushes {
 			c.send(h.frame)
 		}
 	}
@@ -659,19 +696,21 @@ func (c *Conn) end(why Reason) {
 	}
 	c.ended = true
 	c.leaveLocked(func(placeKey) bool { return true })
-	acks, held, cancel, greeted := c.acks, c.held, c.cancel, c.greeted
-	c.acks, c.held, c.heldLen = nil, nil, 0
+	acks, unsent, life, greeted := c.acks, c.held, c.life, c.greeted
+	c.acks, c.held = nil, nil
 	c.mu.Unlock()
 
 	e := c.t.e
 	e.places.removeConn(c)
-	if cancel != nil {
-		cancel()
+	if life != nil {
+		life.end()
 	}
-	for _, h := range held {
-		if w, ok := acks[h.ack]; ok {
-			delete(acks, h.ack)
-			w.flight.settle(w.index, Offline, nil)
+	if unsent != nil {
+		for _, h := range unsent.pushes {
+			if w, ok := acks[h.ack]; ok {
+				delete(acks, h.ack)
+				w.flight.settle(w.index, Offline, nil)
+			}
 		}
 	}
 	for _, w := range acks {
@@ -689,25 +728,19 @@ type transport struct {
 	e       *Engine
 	nc      *netio.Conn
 	session wire.Session
-	dialect dialect
 	conn    *Conn
-	addr    netip.Addr // counted by e.addrs; the zero Addr is not
+	remote  *netip.AddrPort // nil: the socket's
+	counted bool            // its address is, by e.addrs
+
+	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
+	owes     bool          // owned by Data: a message that rate has not paid for yet
+	stalled  atomic.Bool   // reading stopped because the lane is full
+	rate     rate.Bucket   // owned by Data: of messages
+	pings    rate.Bucket   // owned by Data
+	nextPing int64         // owned by Tick: in Unix nanoseconds
+	begun    atomic.Int64  // when the message that Feed holds a part of began, in Unix nanoseconds; 0: none
 
 	lane lane.Lane
-
-	// Owned by Data.
-	rate  rate.Bucket // of messages
-	owes  bool        // a message that rate has not paid for yet
-	pings rate.Bucket
-
-	// Owned by Tick.
-	nextPing time.Time
-
-	stalled atomic.Bool  // reading stopped because the lane is full
-	begun   atomic.Int64 // when the message that Feed holds a part of began, in Unix nanoseconds; 0: none
-
-	mu     sync.Mutex
-	reason Reason // guarded by mu: why it ends, "" while it lives
 }
 
 // closeWait is how long a peer may take to read our goodbye and say its own.
@@ -716,29 +749,33 @@ const closeWait = time.Second
 // start makes a transport of an upgraded connection, in its places, and begins
 // to read. The engine counted it in; from here on Closed counts it out. It
 // returns why the connection is not let in after all; then it is being closed.
-func (e *Engine) start(nc net.Conn, d dialect, who *identity, rooms []string, addr netip.Addr) error {
+func (e *Engine) start(nc net.Conn, d dialect, who *identity, l *Login, counted bool) error {
 	now := time.Now()
 	id := ConnID(e.idBase | uint64(e.connSeq.Add(1)))
-	t := &transport{e: e, dialect: d, addr: addr}
+	t := &transport{e: e, counted: counted}
+	if l.Remote.Port() == 0 || counted { // Config.RemoteAddr told it, or it is needed at the end
+		remote := l.Remote
+		t.remote = &remote
+	}
 	t.session = newSession(d, e.cfg.Limits.MaxMessage)
-	c := &Conn{t: t, id: id, shard: uint8(uint64(id) % uint64(len(e.shards)))}
+	c := &Conn{t: t, id: id, dialect: d, shard: uint8(uint64(id) % uint64(len(e.shards)))}
 	t.conn = c
 	// The first ping comes between half a heartbeat and a whole one, so that
 	// not everybody's comes at once.
-	t.nextPing = now.Add(e.cfg.Heartbeat/2 + e.cfg.Heartbeat/2*time.Duration(id%64)/64)
+	t.nextPing = now.Add(e.cfg.Heartbeat/2 + e.cfg.Heartbeat/2*time.Duration(id%64)/64).UnixNano()
 	e.stats.accepted.Add(1)
 	e.stats.dialects[d].Add(1)
-	t.nc = e.driver.Add(nc, t)
-
 	c.holding.Store(e.cfg.OnConnect != nil)
-	c.who.Store(&identity{login: who.login})
+	c.who.Store(&identity{details: &nodetails})
+	t.nc = e.driver.Add(nc, t)
+	c.nc = t.nc
 	c.mu.Lock()
 	if !c.ended { // the engine may have been closed by now
 		e.places.addConn(c)
 		c.addLocked(placeKey{kindAll, ""})
 	}
 	c.mu.Unlock()
-	err := c.bind(who, rooms)
+	err := c.bind(who, l.Expires, cloneAll(l.Rooms))
 	if err != nil {
 		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
 	} else {
@@ -749,6 +786,18 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, rooms []string, ad
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
 	}
 	return err
+}
+
+// remoteAddr is the client's address.
+func (t *transport) remoteAddr() netip.AddrPort {
+	if t.remote != nil {
+		return *t.remote
+	}
+	if tcp, ok := t.nc.RemoteAddr().(*net.TCPAddr); ok {
+		at := tcp.AddrPort()
+		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	}
+	return netip.AddrPort{}
 }
 
 // newSession is a dialect's protocol; maxMessage 0 is no limit.
@@ -970,15 +1019,14 @@ func (t *transport) login(claim *wire.LoginClaim) {
 		return
 	}
 	c := t.conn
-	old := c.who.Load()
 	l := Login{
-		Protocol: old.login.Protocol, UserID: claim.User, Token: claim.Token,
+		Protocol: c.Protocol(), UserID: claim.User, Token: claim.Token,
 		DeviceID: claim.Device, OS: claim.OS, ClientVersion: claim.Version, Tags: claim.Tags,
-		Remote: old.login.Remote, Conn: c, Data: old.login.Data,
+		Remote: t.remoteAddr(), Conn: c, Data: c.Data(),
 	}
 	who, err := t.e.authenticate(c.Context(), &l)
 	if err == nil {
-		err = c.bind(who, l.Rooms)
+		err = c.bind(who, l.Expires, l.Rooms)
 	}
 	if err == nil {
 		c.send(t.session.LoggedIn(nil, who.user, c.id.String()))
@@ -1023,8 +1071,8 @@ func (t *transport) Tick(now time.Time) {
 		t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
 		return
 	}
-	if !now.Before(t.nextPing) {
-		t.nextPing = now.Add(e.cfg.Heartbeat)
+	if now.UnixNano() >= t.nextPing {
+		t.nextPing = now.Add(e.cfg.Heartbeat).UnixNano()
 		t.conn.send(t.session.Ping(nil))
 	}
 }
@@ -1042,29 +1090,27 @@ func (t *transport) Closed(err error) {
 	e, why := t.e, t.why()
 	e.log.Debug("push: closed", "conn", t.conn.id, "user", brief(t.conn.UserID()), "why", string(why), "err", err)
 	e.stats.ended(why)
-	e.stats.dialects[t.dialect].Add(-1)
-	e.addrs.leave(t.addr)
+	e.stats.dialects[t.conn.dialect].Add(-1)
+	if t.counted {
+		e.addrs.leave(t.remote.Addr())
+	}
 	e.live.Done()
 }
 
-func (t *transport) ending() bool { return t.why() != "" }
+func (t *transport) ending() bool { return t.ends.Load() > 0 }
 
 // why is the reason for its end, "" while it lives.
 func (t *transport) why() Reason {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.reason
+	if i := t.ends.Load(); i > 0 {
+		return reasons[i-1]
+	}
+	return ""
 }
 
 // end marks the transport as ending and ends its Conn. It tells whether it was
 // the first to do so, and so whose reason counts.
 func (t *transport) end(why Reason) bool {
-	t.mu.Lock()
-	first := t.reason == ""
-	if first {
-		t.reason = why
-	}
-	t.mu.Unlock()
+	first := t.ends.CompareAndSwap(0, 1+uint32(reasonIndex(why)))
 	if first {
 		t.conn.end(why)
 	}
@@ -1299,13 +1345,13 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if limits.MaxConns > 0 && e.live.Len() > limits.MaxConns {
 		return refuse(refusedMaxConns, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many connections", Header: retryAfter})
 	}
-	addr, ok := e.addrs.enter(remote.Addr(), limits.MaxConnsPerAddr)
+	counted, ok := e.addrs.enter(remote.Addr(), limits.MaxConnsPerAddr)
 	if !ok {
 		return refuse(refusedMaxPerAddr, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections from this address"})
 	}
 	defer func() {
-		if !kept {
-			e.addrs.leave(addr)
+		if !kept && counted {
+			e.addrs.leave(remote.Addr())
 		}
 	}()
 
@@ -1342,10 +1388,11 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	}
 	kept = true
 	if no != nil { // a page cannot see an HTTP status: it gets a close code
-		e.dismiss(nc, d, code, no.Text, addr)
+		e.dismiss(nc, d, code, no.Text, remote.Addr(), counted)
 		return nil
 	}
-	if e.start(nc, d, who, cloneAll(l.Rooms), addr) != nil {
+	l.Remote = remote
+	if e.start(nc, d, who, l, counted) != nil {
 		e.stats.refused(refusedMaxPerUser)
 	}
 	return nil
@@ -1406,24 +1453,27 @@ func (e *Engine) remote(r *http.Request) netip.AddrPort {
 
 // dismiss tells a page that was upgraded only for that why it is not let in.
 // The engine counted it in.
-func (e *Engine) dismiss(nc net.Conn, d dialect, code wire.Code, text string, addr netip.Addr) {
+func (e *Engine) dismiss(nc net.Conn, d dialect, code wire.Code, text string, addr netip.Addr, counted bool) {
 	session := newSession(d, 0)
-	c := e.driver.Add(nc, &dismissed{e: e, addr: addr})
+	c := e.driver.Add(nc, &dismissed{e, addr, counted})
 	c.Start()
 	c.Shut(session.Close(nil, code, text), false, closeWait)
 }
 
 // dismissed swallows what a dismissed page still sends.
 type dismissed struct {
-	e    *Engine
-	addr netip.Addr
+	e       *Engine
+	addr    netip.Addr
+	counted bool
 }
 
 func (*dismissed) Data(b []byte) int { return len(b) }
 func (*dismissed) Tick(time.Time)    {}
 func (*dismissed) Slow()             {}
 func (d *dismissed) Closed(error) {
-	d.e.addrs.leave(d.addr)
+	if d.counted {
+		d.e.addrs.leave(d.addr)
+	}
 	d.e.live.Done()
 }
 
@@ -1433,25 +1483,22 @@ type addrCounts struct {
 	n  table[netip.Addr, int] // guarded by mu
 }
 
-// enter counts an address in, unless it has as many as limit. It returns the
-// address to leave with: the zero Addr when nothing was counted.
-func (a *addrCounts) enter(addr netip.Addr, limit int) (netip.Addr, bool) {
+// enter counts an address in, unless it has as many as limit. Loopback is not
+// counted, and nothing is without a limit; what was counted has to leave.
+func (a *addrCounts) enter(addr netip.Addr, limit int) (counted, ok bool) {
 	if limit <= 0 || !addr.IsValid() || addr.IsLoopback() {
-		return netip.Addr{}, true
+		return false, true
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.n.m[addr] >= limit {
-		return netip.Addr{}, false
+		return false, false
 	}
 	a.n.set(addr, a.n.m[addr]+1)
-	return addr, true
+	return true, true
 }
 
 func (a *addrCounts) leave(addr netip.Addr) {
-	if !addr.IsValid() {
-		return
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.n.m[addr] > 1 {

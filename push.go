@@ -681,7 +681,7 @@ func (a *Audience) matches(c *Conn) bool {
 		return false
 	}
 	who := c.who.Load()
-	has := func(tag string) bool { return slices.Contains(who.login.Tags, tag) }
+	has := func(tag string) bool { return slices.Contains(who.tags, tag) }
 	if len(a.AnyTag) > 0 && !slices.ContainsFunc(a.AnyTag, has) || slices.ContainsFunc(a.NoTag, has) {
 		return false
 	}
@@ -690,10 +690,10 @@ func (a *Audience) matches(c *Conn) bool {
 			return false
 		}
 	}
-	if len(a.OS) > 0 && !slices.ContainsFunc(a.OS, func(os string) bool { return strings.EqualFold(os, who.login.OS) }) {
+	if len(a.OS) > 0 && !slices.ContainsFunc(a.OS, func(os string) bool { return strings.EqualFold(os, who.os) }) {
 		return false
 	}
-	if a.MinVersion != "" && olderVersion(who.login.ClientVersion, a.MinVersion) {
+	if a.MinVersion != "" && olderVersion(who.version, a.MinVersion) {
 		return false
 	}
 	return a.Percent == 0 || share(who.user, c.id) < uint32(a.Percent)
@@ -1488,6 +1488,8 @@ var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conn
 // reasons are the counters of Stats.Closed.
 var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProtocol, ReasonRefused, ReasonSlow, ReasonKicked, ReasonReplaced, ReasonExpired, ReasonPanic, ReasonShutdown}
 
+func reasonIndex(why Reason) uint8 { return uint8(slices.Index(reasons[:], why)) }
+
 // counters are what Stats tells.
 type counters struct {
 	pending                                              atomic.Int64
@@ -1501,7 +1503,7 @@ type counters struct {
 }
 
 func (s *counters) refused(why refusedWhy) { s.refusals[why].Add(1) }
-func (s *counters) ended(why Reason)       { s.closed[slices.Index(reasons[:], why)].Add(1) }
+func (s *counters) ended(why Reason)       { s.closed[reasonIndex(why)].Add(1) }
 
 func (s *counters) delivered(status Status, n int) {
 	if n > 0 {

@@ -82,10 +82,10 @@ func (t *table[K, V]) remove(k K) {
 // place is guarded by its stripe.
 type place struct {
 	key   placeKey
-	n     int
-	epoch uint32      // counts rebuilds, which move every index
-	few   []*member   // up to fewMembers
-	many  [][]*member // above: a list for each shard; then few is nil
+	n     int32
+	epoch uint32       // counts rebuilds, which move every index
+	few   []*member    // up to fewMembers
+	many  *[][]*member // above: a list for each shard; then few is nil
 }
 
 // member is one connection's being in one place.
@@ -161,7 +161,8 @@ func (pl *place) insert(m *member, shards int) {
 		return
 	}
 	if pl.many == nil {
-		pl.many = make([][]*member, shards)
+		many := make([][]*member, shards)
+		pl.many = &many
 		for _, old := range pl.few {
 			pl.put(old)
 		}
@@ -172,7 +173,7 @@ func (pl *place) insert(m *member, shards int) {
 }
 
 func (pl *place) put(m *member) {
-	list := &pl.many[m.conn.shard]
+	list := &(*pl.many)[m.conn.shard]
 	m.index = int32(len(*list))
 	*list = append(*list, m)
 }
@@ -182,7 +183,7 @@ func (pl *place) take(m *member) {
 	pl.n--
 	list := &pl.few
 	if pl.many != nil {
-		list = &pl.many[m.conn.shard]
+		list = &(*pl.many)[m.conn.shard]
 	}
 	last := len(*list) - 1
 	moved := (*list)[last]
@@ -192,7 +193,7 @@ func (pl *place) take(m *member) {
 	*list = (*list)[:last]
 	if pl.many != nil && pl.n <= fewMembers/2 {
 		few := make([]*member, 0, pl.n)
-		for _, list := range pl.many {
+		for _, list := range *pl.many {
 			for _, m := range list {
 				m.index = int32(len(few))
 				few = append(few, m)
@@ -212,7 +213,10 @@ func (pl *place) each(yield func(*member) bool) {
 			return
 		}
 	}
-	for _, list := range pl.many {
+	if pl.many == nil {
+		return
+	}
+	for _, list := range *pl.many {
 		for _, m := range list {
 			if !yield(m) {
 				return
@@ -227,7 +231,7 @@ func (p *places) size(key placeKey) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if pl := s.places.m[key]; pl != nil {
-		return pl.n
+		return int(pl.n)
 	}
 	return 0
 }
@@ -260,7 +264,7 @@ func (p *places) collectFew(dst []*Conn, key placeKey) ([]*Conn, int) {
 			dst = append(dst, m.conn)
 		}
 	}
-	return dst, pl.n
+	return dst, int(pl.n)
 }
 
 // all yields the places of a kind with their sizes.
@@ -277,7 +281,7 @@ func (p *places) all(k kind) iter.Seq2[string, int] {
 			s.mu.Lock()
 			for key, pl := range s.places.m {
 				if key.kind == k {
-					entries = append(entries, entry{key.name, pl.n})
+					entries = append(entries, entry{key.name, int(pl.n)})
 				}
 			}
 			s.mu.Unlock()
@@ -374,7 +378,7 @@ func (p *places) chunk(w *walk, dst []*Conn) []*Conn {
 	}
 	list := pl.few
 	if pl.many != nil {
-		list = pl.many[w.shard]
+		list = (*pl.many)[w.shard]
 	}
 	if !w.begun || w.epoch != pl.epoch {
 		// A rebuild moved everybody: begin anew, the marks know.

@@ -4,13 +4,18 @@ package lane
 
 import "sync"
 
-// Lane is a queue of functions. The zero Lane is ready.
+// Lane is a queue of functions. The zero Lane is ready, and one that has
+// nothing to do holds nothing.
 type Lane struct {
-	mu    sync.Mutex
-	tasks []task // guarded by mu: waiting, the one that runs not among them; nil when there is none
-	items int    // guarded by mu: limited tasks waiting or running
-	bytes int    // guarded by mu: their sizes
-	alive bool   // guarded by mu: run's goroutine is there
+	mu   sync.Mutex
+	work *work // guarded by mu: nil exactly while run's goroutine is not there
+}
+
+// work is guarded by its Lane's mu.
+type work struct {
+	tasks []task // waiting, the one that runs not among them
+	items int    // limited tasks waiting or running
+	bytes int    // their sizes
 }
 
 type task struct {
@@ -27,11 +32,8 @@ type Limit struct {
 func (l *Lane) Full(limit Limit) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.full(limit)
-}
-
-func (l *Lane) full(limit Limit) bool {
-	return limit.Items > 0 && l.items >= limit.Items || limit.Bytes > 0 && l.bytes >= limit.Bytes
+	w := l.work
+	return w != nil && (limit.Items > 0 && w.items >= limit.Items || limit.Bytes > 0 && w.bytes >= limit.Bytes)
 }
 
 // Put adds a task that counts against the limit, with its size. Whether there
@@ -52,33 +54,35 @@ type Starter interface {
 
 func (l *Lane) add(t task, s Starter) {
 	l.mu.Lock()
-	l.tasks = append(l.tasks, t)
-	if t.bytes >= 0 {
-		l.items++
-		l.bytes += t.bytes
+	begin := l.work == nil
+	if begin {
+		l.work = new(work)
 	}
-	begin := !l.alive
-	l.alive = true
+	w := l.work
+	w.tasks = append(w.tasks, t)
+	if t.bytes >= 0 {
+		w.items++
+		w.bytes += t.bytes
+	}
 	l.mu.Unlock()
 	if begin {
 		s.LaneBegins()
-		go l.run(s)
+		go l.run(w, s)
 	}
 }
 
-func (l *Lane) run(s Starter) {
+func (l *Lane) run(w *work, s Starter) {
 	defer s.LaneEnds()
 	for {
 		l.mu.Lock()
-		if len(l.tasks) == 0 {
-			l.tasks = nil
-			l.alive = false
+		if len(w.tasks) == 0 {
+			l.work = nil
 			l.mu.Unlock()
 			return
 		}
-		t := l.tasks[0]
-		l.tasks[0] = task{}
-		l.tasks = l.tasks[1:]
+		t := w.tasks[0]
+		w.tasks[0] = task{}
+		w.tasks = w.tasks[1:]
 		l.mu.Unlock()
 
 		t.run()
@@ -86,8 +90,8 @@ func (l *Lane) run(s Starter) {
 			continue
 		}
 		l.mu.Lock()
-		l.items--
-		l.bytes -= t.bytes
+		w.items--
+		w.bytes -= t.bytes
 		l.mu.Unlock()
 		s.LaneMoved()
 	}

@@ -11,21 +11,16 @@ import (
 )
 
 // Conn is a connection that a Driver drives. Its methods may be called by any
-// goroutine at any time. It takes 160 bytes (TestConnIsSmall), and 16 more
+// goroutine at any time. It takes 128 bytes (TestConnIsSmall), and 16 more
 // while a goroutine reads it.
 type Conn struct {
 	// Static.
-	d     *Driver
 	nc    net.Conn
 	raw   syscall.RawConn // nil: nc has no descriptor that we may use
 	h     Handler
 	shard *shard
 
-	// The reader's: what the last read brought. Only with raw.
-	in    *[readSize]byte
-	inLen int32
-	inErr syscall.Errno
-
+	in    *input // the reader's: what the last read brought; only with raw
 	index int32 // in shard.conns; shard.mu guards it
 
 	mu      sync.Mutex    // guards everything below; no system call under it
@@ -69,7 +64,7 @@ func (c *Conn) Start() {
 		return
 	}
 	c.started = true
-	c.readLocked(time.Since(c.d.start))
+	c.readLocked(time.Since(c.shard.d.start))
 }
 
 // Resume goes on reading after Data took less than it was given. One that
@@ -86,7 +81,7 @@ func (c *Conn) resumeLocked() {
 	case c.closed:
 	case c.stopped:
 		c.stopped = false
-		c.readLocked(c.d.stamp())
+		c.readLocked(c.shard.d.stamp())
 	default:
 		c.resumed = true
 	}
@@ -106,8 +101,11 @@ func (c *Conn) Silence(now time.Time) time.Duration {
 	if c.stopped {
 		return 0 // it stopped when bytes came, and Resume counts from there
 	}
-	return max(0, now.Sub(c.d.start)-c.seen)
+	return max(0, now.Sub(c.shard.d.start)-c.seen)
 }
+
+// RemoteAddr is the peer's address, also after the end.
+func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
 
 // Close ends the connection at once: a reset if output is queued, which is
 // lost, otherwise a plain close. It does not block, and Closed follows.
@@ -131,13 +129,13 @@ func (c *Conn) close(cause error, hard bool) {
 	}
 	unsent := c.q != nil
 	if unsent {
-		c.d.release(c.q.bytes)
+		c.shard.d.release(c.q.bytes)
 		c.freeLocked()
 	}
 	c.carry = nil
 	last := c.refs == 0
 	if c.raw == nil {
-		c.d.wg.Add(1)
+		c.shard.d.wg.Add(1)
 	}
 	c.mu.Unlock()
 
@@ -145,7 +143,7 @@ func (c *Conn) close(cause error, hard bool) {
 		c.hangUp(unsent, hard) // as short as it takes the reader to look up
 	} else {
 		go func() { // closing TLS writes, and a wrapper may do anything
-			defer c.d.wg.Done()
+			defer c.shard.d.wg.Done()
 			c.hangUp(unsent, hard)
 		}()
 	}
@@ -188,7 +186,7 @@ func (c *Conn) leave() {
 func (c *Conn) finish() {
 	c.shard.remove(c)
 	c.h.Closed(c.end.cause)
-	c.d.wg.Done()
+	c.shard.d.wg.Done()
 }
 
 // sweep looks after c once in each round.
@@ -200,8 +198,8 @@ func (c *Conn) sweep(now time.Time, round uint32) {
 	}
 	c.swept = round
 	c.refs++
-	t := c.d.cfg.WriteTimeout
-	slow := t > 0 && c.q != nil && now.Sub(c.d.start)-c.q.moved >= t && c.slowLocked()
+	t := c.shard.d.cfg.WriteTimeout
+	slow := t > 0 && c.q != nil && now.Sub(c.shard.d.start)-c.q.moved >= t && c.slowLocked()
 	c.mu.Unlock()
 	if slow {
 		c.h.Slow()
@@ -260,7 +258,7 @@ func (c *Conn) readPlain(buf []byte, f freshness) {
 			c.readEnded(err)
 			return
 		}
-		if n < len(buf) && f.spend(c.d) {
+		if n < len(buf) && f.spend(c.shard.d) {
 			go c.readPlain(buf, f)
 			return
 		}
@@ -306,7 +304,7 @@ func (c *Conn) deliver(b []byte, kept bool) bool {
 			return false
 		}
 		c.resumed = false
-		c.seen = c.d.stamp()
+		c.seen = c.shard.d.stamp()
 		c.mu.Unlock()
 		n := c.h.Data(b)
 		if n >= len(b) {

@@ -93,6 +93,8 @@ type Driver struct {
 // shard is a list of connections. Its lock and a connection's are never held
 // together.
 type shard struct {
+	d *Driver // static
+
 	mu     sync.Mutex // guards closed, conns and their indexes
 	closed bool
 	conns  []*Conn
@@ -112,6 +114,9 @@ func New(cfg Config) *Driver {
 		stop:   make(chan struct{}),
 		shards: make([]shard, runtime.GOMAXPROCS(0)),
 	}
+	for i := range d.shards {
+		d.shards[i].d = d
+	}
 	d.wg.Go(d.sweep)
 	return d
 }
@@ -121,9 +126,8 @@ func New(cfg Config) *Driver {
 // before Start. After the driver's Close, Add closes nc and the handler hears
 // Closed from a goroutine that nobody waits for.
 func (d *Driver) Add(nc net.Conn, h Handler) *Conn {
-	c := &Conn{d: d, nc: nc, h: h, raw: rawConn(nc), seen: time.Since(d.start)}
+	c := &Conn{shard: &d.shards[d.next.Add(1)%uint32(len(d.shards))], nc: nc, h: h, raw: rawConn(nc), seen: time.Since(d.start)}
 	_ = nc.SetDeadline(time.Time{}) // left over from a handshake; if nc is broken, reading says so
-	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
 	s := c.shard
 	s.mu.Lock()
 	closed := s.closed

@@ -1234,8 +1234,8 @@ func TestHandlersYieldsWhatIsStartedAndNotClosed(t *testing.T) {
 }
 
 func TestConnIsSmall(t *testing.T) {
-	if got := unsafe.Sizeof(Conn{}); unsafe.Sizeof(uintptr(0)) == 8 && got > 160 {
-		t.Errorf("a Conn takes %d bytes, want at most 160", got)
+	if got := unsafe.Sizeof(Conn{}); unsafe.Sizeof(uintptr(0)) == 8 && got > 128 {
+		t.Errorf("a Conn takes %d bytes, want at most 128", got)
 	} else {
 		t.Logf("a Conn takes %d bytes", got)
 	}

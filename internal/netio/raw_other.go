@@ -10,6 +10,8 @@ import (
 // Without descriptors that can be tried without blocking every connection is
 // read by net.Conn.Read, and written by a goroutine of its own while
 // something is queued.
+type input struct{}
+
 func rawConn(net.Conn) syscall.RawConn { return nil }
 
 func (c *Conn) readRaw(freshness)        { panic("netio: no descriptors here") }

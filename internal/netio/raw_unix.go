@@ -28,33 +28,40 @@ func rawConn(nc net.Conn) syscall.RawConn {
 	return raw
 }
 
-var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
+// input is what one read brought.
+type input struct {
+	buf [readSize]byte
+	n   int
+	err syscall.Errno
+}
+
+var inputs = sync.Pool{New: func() any { return new(input) }}
 
 // readRaw waits for bytes without a buffer.
 func (c *Conn) readRaw(f freshness) {
 	ready := c.tryRead // the one closure
 	for {
 		err := c.raw.Read(ready)
-		buf, n := c.in, int(c.inLen)
+		in := c.in
 		c.in = nil
-		if err == nil && n > 0 {
-			more := c.deliver(buf[:n], false)
-			buffers.Put(buf)
+		if err == nil && in.n > 0 {
+			more, n := c.deliver(in.buf[:in.n], false), in.n
+			inputs.Put(in)
 			switch {
 			case !more:
 				return
-			case n < readSize && f.spend(c.d):
+			case n < readSize && f.spend(c.shard.d):
 				go c.readRaw(f)
 				return
 			}
 			continue
 		}
-		if buf != nil {
-			buffers.Put(buf)
+		if in != nil {
 			err = io.EOF
-			if c.inErr != 0 {
-				err = os.NewSyscallError("read", c.inErr)
+			if in.err != 0 {
+				err = os.NewSyscallError("read", in.err)
 			}
+			inputs.Put(in)
 		}
 		c.readEnded(err)
 		return
@@ -64,13 +71,13 @@ func (c *Conn) readRaw(f freshness) {
 // tryRead is called inside RawConn.Read, where nothing but a read is allowed:
 // a Close in here would wait for itself.
 func (c *Conn) tryRead(fd uintptr) bool {
-	buf := buffers.Get().(*[readSize]byte)
-	n, err := sysRead(fd, buf[:])
-	if err == syscall.EAGAIN {
-		buffers.Put(buf)
+	in := inputs.Get().(*input)
+	in.n, in.err = sysRead(fd, in.buf[:])
+	if in.err == syscall.EAGAIN {
+		inputs.Put(in)
 		return false
 	}
-	c.in, c.inLen, c.inErr = buf, int32(n), err
+	c.in = in
 	return true
 }
 

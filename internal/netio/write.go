@@ -61,7 +61,7 @@ func (c *Conn) enqueue(b []byte) error {
 // roomLocked reserves the memory that b costs, after a relief if need be, for
 // which it lets go of mu. limits: those of the connection count too.
 func (c *Conn) roomLocked(b []byte, limits bool) error {
-	cost, cfg := len(b)+overhead, &c.d.cfg
+	cost, cfg := len(b)+overhead, &c.shard.d.cfg
 	for try := 0; ; try++ {
 		q := c.q
 		switch {
@@ -70,13 +70,13 @@ func (c *Conn) roomLocked(b []byte, limits bool) error {
 		case limits && q != nil && cfg.QueueBytes > 0 && q.bytes+cost > cfg.QueueBytes,
 			limits && q != nil && cfg.QueueMessages > 0 && q.len() >= cfg.QueueMessages:
 			return ErrSlow
-		case c.d.reserve(cost):
+		case c.shard.d.reserve(cost):
 			return nil
 		case try > 0:
 			return ErrSlow
 		}
 		c.mu.Unlock()
-		c.d.relieve(cost)
+		c.shard.d.relieve(cost)
 		c.mu.Lock()
 	}
 }
@@ -96,9 +96,9 @@ func (c *Conn) wrote(b []byte, n int, err error) error {
 		err = ErrClosed
 	case n > 0:
 		// It is on the wire and cannot be refused any more.
-		over = !c.d.reserve(len(b) + overhead)
+		over = !c.shard.d.reserve(len(b) + overhead)
 		if over {
-			c.d.queued.Add(int64(len(b) + overhead))
+			c.shard.d.queued.Add(int64(len(b) + overhead))
 		}
 		c.pushFrontLocked(b, n)
 	default:
@@ -114,7 +114,7 @@ func (c *Conn) wrote(b []byte, n int, err error) error {
 	}
 	c.mu.Unlock()
 	if over {
-		c.d.relieve(0)
+		c.shard.d.relieve(0)
 	}
 	return err
 }
@@ -142,13 +142,13 @@ func (c *Conn) drainLocked() {
 		c.writing = false
 		return
 	}
-	c.d.wg.Add(1)
+	c.shard.d.wg.Add(1)
 	go c.drain()
 }
 
 // drain is the writer until nothing is queued. It waits for the socket.
 func (c *Conn) drain() {
-	defer c.d.wg.Done()
+	defer c.shard.d.wg.Done()
 	w := newWriter()
 	c.mu.Lock()
 	for c.q != nil {
@@ -179,8 +179,8 @@ func (c *Conn) stepLocked(w *writer, wait bool) bool {
 	}
 	c.q.flying = 0
 	if n > 0 {
-		c.q.moved = c.d.stamp()
-		c.d.release(c.q.advance(n))
+		c.q.moved = c.shard.d.stamp()
+		c.shard.d.release(c.q.advance(n))
 	}
 	c.trimLocked()
 	return n > 0
@@ -201,7 +201,7 @@ func (c *Conn) parking() {
 // queue when it is empty.
 func (c *Conn) trimLocked() {
 	if c.cut {
-		c.d.release(c.q.cut())
+		c.shard.d.release(c.q.cut())
 	}
 	if c.q.len() == 0 {
 		c.freeLocked()
@@ -240,7 +240,7 @@ func (c *Conn) Shut(last []byte, cut bool, wait time.Duration) {
 		}
 	}
 	if first && len(last) > 0 {
-		c.d.queued.Add(int64(len(last) + overhead))
+		c.shard.d.queued.Add(int64(len(last) + overhead))
 		c.pushLocked(last)
 		c.q.last = true
 	}
@@ -277,7 +277,7 @@ var queues = sync.Pool{New: func() any { return new(queue) }}
 func (c *Conn) queueLocked() *queue {
 	if c.q == nil {
 		c.q = queues.Get().(*queue)
-		c.q.moved = c.d.stamp()
+		c.q.moved = c.shard.d.stamp()
 	}
 	return c.q
 }

@@ -5,10 +5,11 @@ package rate
 import "time"
 
 // Bucket holds up to Burst tokens and gains PerSecond tokens a second. It is
-// not safe for concurrent use. A Bucket that was never used is full.
+// not safe for concurrent use. A Bucket that was never used is full. It is 8
+// bytes, for there are some in every connection.
 type Bucket struct {
-	tokens float64
-	last   time.Time
+	used   float32 // tokens that are missing
+	millis uint32  // when that was so, in Unix milliseconds; it wraps after 49 days, which costs a bucket some tokens
 }
 
 // Limit is the setting that many buckets share.
@@ -23,15 +24,19 @@ func (b *Bucket) Take(l Limit, now time.Time) time.Duration {
 	if l.PerSecond <= 0 {
 		return 0
 	}
-	if b.last.IsZero() {
-		b.tokens = l.Burst
-	} else if d := now.Sub(b.last); d > 0 {
-		b.tokens = min(l.Burst, b.tokens+d.Seconds()*l.PerSecond)
+	millis := uint32(now.UnixMilli())
+	// Whole milliseconds of an absolute clock: what a call does not count,
+	// the next one does. A difference that is negative is a clock set back.
+	if passed := int32(millis - b.millis); passed > 0 || b.used == 0 {
+		b.used = max(0, b.used-float32(float64(max(passed, 0))/1000*l.PerSecond))
+		b.millis = millis
+	} else if passed < 0 {
+		b.millis = millis
 	}
-	b.last = now
-	if b.tokens >= 1 {
-		b.tokens--
+	if float64(b.used)+1 <= l.Burst {
+		b.used++
 		return 0
 	}
-	return time.Duration((1-b.tokens)/l.PerSecond*float64(time.Second)) + 1
+	missing := float64(b.used) + 1 - l.Burst
+	return max(time.Duration(missing/l.PerSecond*float64(time.Second)), time.Millisecond)
 }
