@@ -829,8 +829,8 @@ func (t *transport) greet() {
 func (t *transport) connect() {
 	c := t.conn
 	ctx := context.WithValue(c.Context(), connectingKey{}, c)
+	defer c.release()
 	t.hook("OnConnect", func() { t.e.cfg.OnConnect(ctx, c) })
-	c.release()
 }
 
 // hook runs a hook of this connection, which ends if it panics.
@@ -840,9 +840,10 @@ func (t *transport) hook(name string, f func()) {
 	}
 }
 
-// LaneBegins, LaneMoved and LaneEnds are called by the lane.
+// LaneBegins, LaneMoved, LaneDied and LaneEnds are called by the lane.
 func (t *transport) LaneBegins() { t.e.hooks.Add() }
 func (t *transport) LaneEnds()   { t.e.hooks.Done() }
+func (t *transport) LaneDied()   { t.shut(ReasonPanic, wire.Internal, "", false) }
 func (t *transport) LaneMoved() {
 	if t.stalled.Load() && !t.lane.Full(t.inbox()) && t.stalled.Swap(false) {
 		t.nc.Resume()
@@ -1226,6 +1227,18 @@ func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in 
 	}}
 }
 
+// authenticatePending is authenticate for an upgrade: of those there may be
+// only so many at once.
+func (e *Engine) authenticatePending(ctx context.Context, l *Login) (*identity, error) {
+	defer e.stats.pending.Add(-1)
+	if n := e.stats.pending.Add(1); e.cfg.Limits.MaxPending > 0 && n > int64(e.cfg.Limits.MaxPending) {
+		return nil, errMaxPending
+	}
+	return e.authenticate(ctx, l)
+}
+
+var errMaxPending = errors.New("push: too many logins at once")
+
 // authenticate asks the gate. The error is ErrUnauthorized (perhaps with a
 // text), errPanic, or anything else for "not now".
 func (e *Engine) authenticate(ctx context.Context, l *Login) (*identity, error) {
@@ -1360,12 +1373,10 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if err := l.check(); err != nil {
 		return refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusBadRequest, Text: "bad login"})
 	}
-	if n := e.stats.pending.Add(1); limits.MaxPending > 0 && n > int64(limits.MaxPending) {
-		e.stats.pending.Add(-1)
+	who, err := e.authenticatePending(r.Context(), l)
+	if err == errMaxPending {
 		return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
 	}
-	who, err := e.authenticate(r.Context(), l)
-	e.stats.pending.Add(-1)
 	if e.draining.Load() {
 		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
 	}

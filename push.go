@@ -44,6 +44,7 @@ import (
 
 	"github.com/embedpush/push/internal/netio"
 	"github.com/embedpush/push/internal/origin"
+	"github.com/embedpush/push/internal/quietlog"
 	"github.com/embedpush/push/internal/rate"
 	"github.com/embedpush/push/internal/tally"
 	"github.com/embedpush/push/internal/wire"
@@ -136,8 +137,9 @@ type Config struct {
 	// Cluster joins this node to others. nil: one node.
 	Cluster *Cluster
 
-	// Logger gets what goes wrong; a healthy engine logs below Info only.
-	// nil: slog.Default().
+	// Logger gets what goes wrong, at most ten lines a second of each kind; a
+	// healthy engine logs below Info only. Tokens, queries, cookies and bodies
+	// are never logged. nil: slog.Default().
 	Logger *slog.Logger
 }
 
@@ -451,7 +453,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg:      cfg,
-		log:      cfg.Logger,
+		log:      quietlog.Limit(cfg.Logger),
 		origins:  rule,
 		idBase:   uint64(rand.Uint32()|1) << 32,
 		handlers: make(map[string]handler),
@@ -462,7 +464,7 @@ func New(cfg Config) (*Engine, error) {
 		e.presence = newPresence(e)
 	}
 	if cfg.Cluster != nil {
-		if e.cluster, err = startCluster(*cfg.Cluster, e.log); err != nil {
+		if e.cluster, err = startCluster(*cfg.Cluster, cfg.Logger); err != nil {
 			return nil, err
 		}
 	}
@@ -1423,15 +1425,19 @@ func (e *Engine) hook(name string, conn ConnID, f func()) (panicked bool) {
 		e.stats.slowHooks.Add(1)
 		e.log.Warn("push: slow hook", "hook", name, "conn", conn)
 	})
+	returned := false
 	defer func() {
 		slow.Stop()
-		if p := recover(); p != nil {
-			panicked = true
-			e.stats.panics.Add(1)
-			e.log.Error("push: hook panicked", "hook", name, "conn", conn, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		if returned {
+			return
 		}
+		p := recover() // nil: runtime.Goexit, which goes on
+		panicked = true
+		e.stats.panics.Add(1)
+		e.log.Error("push: hook panicked", "hook", name, "conn", conn, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 	}()
 	f()
+	returned = true
 	return false
 }
 

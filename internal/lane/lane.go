@@ -45,10 +45,12 @@ func (l *Lane) Put(size int, f func(), s Starter) { l.add(task{f, size}, s) }
 func (l *Lane) Always(f func(), s Starter) { l.add(task{f, -1}, s) }
 
 // Starter is told of the goroutine's beginning and end, and of each limited
-// task's end.
+// task's end. LaneDied says that a task ended its goroutine (runtime.Goexit);
+// the tasks behind it run on another.
 type Starter interface {
 	LaneBegins()
 	LaneMoved()
+	LaneDied()
 	LaneEnds()
 }
 
@@ -72,27 +74,39 @@ func (l *Lane) add(t task, s Starter) {
 }
 
 func (l *Lane) run(w *work, s Starter) {
-	defer s.LaneEnds()
-	for {
-		l.mu.Lock()
-		if len(w.tasks) == 0 {
-			l.work = nil
-			l.mu.Unlock()
-			return
-		}
-		t := w.tasks[0]
-		w.tasks[0] = task{}
-		w.tasks = w.tasks[1:]
-		l.mu.Unlock()
-
-		t.run()
-		if t.bytes < 0 {
-			continue
-		}
-		l.mu.Lock()
-		w.items--
-		w.bytes -= t.bytes
-		l.mu.Unlock()
-		s.LaneMoved()
+	for l.next(w, s) {
 	}
+	s.LaneEnds()
+}
+
+// next runs one task, and reports whether there was any.
+func (l *Lane) next(w *work, s Starter) bool {
+	l.mu.Lock()
+	if len(w.tasks) == 0 {
+		l.work = nil
+		l.mu.Unlock()
+		return false
+	}
+	t := w.tasks[0]
+	w.tasks[0] = task{}
+	w.tasks = w.tasks[1:]
+	l.mu.Unlock()
+
+	returned := false
+	defer func() {
+		if t.bytes >= 0 {
+			l.mu.Lock()
+			w.items--
+			w.bytes -= t.bytes
+			l.mu.Unlock()
+			s.LaneMoved()
+		}
+		if !returned {
+			s.LaneDied()
+			go l.run(w, s)
+		}
+	}()
+	t.run()
+	returned = true
+	return true
 }

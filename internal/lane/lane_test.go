@@ -1,15 +1,17 @@
 package lane
 
 import (
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
 )
 
-type starter struct{ begins, moved, ends int }
+type starter struct{ begins, moved, died, ends int }
 
 func (s *starter) LaneBegins() { s.begins++ }
 func (s *starter) LaneMoved()  { s.moved++ }
+func (s *starter) LaneDied()   { s.died++ }
 func (s *starter) LaneEnds()   { s.ends++ }
 
 func TestTasksRunInOrderOnAGoroutineThatEnds(t *testing.T) {
@@ -58,6 +60,20 @@ func TestATaskMayAddTasks(t *testing.T) {
 		synctest.Wait()
 		if depth != 10 || s.begins != s.ends {
 			t.Fatalf("want 10 runs and every goroutine ended, got %d and %+v", depth, s)
+		}
+	})
+}
+
+func TestATaskThatEndsItsGoroutineEndsNothingElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l Lane
+		var s starter
+		ran := false
+		l.Put(1, runtime.Goexit, &s)
+		l.Put(1, func() { ran = true }, &s)
+		synctest.Wait()
+		if !ran || s.died != 1 || s.begins != 1 || s.ends != 1 || s.moved != 2 || l.Full(Limit{Items: 1}) {
+			t.Fatalf("want the next task run and everything counted, got %v, %+v", ran, s)
 		}
 	})
 }

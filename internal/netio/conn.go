@@ -21,7 +21,7 @@ type Conn struct {
 	shard *shard
 
 	in    *input // the reader's: what the last read brought; only with raw
-	index int32 // in shard.conns; shard.mu guards it
+	index int32  // in shard.conns; shard.mu guards it
 
 	mu      sync.Mutex    // guards everything below; no system call under it
 	refs    int8          // the reader, and a Tick or Slow being called: Closed waits for 0
