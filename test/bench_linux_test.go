@@ -1,0 +1,657 @@
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/embedpush/push"
+	"github.com/gorilla/websocket"
+)
+
+// The benchmarks run an engine behind net/http on loopback TCP, against
+// clients in a second process. CPU is what the engine's process used, user and
+// system, so it holds net/http, the garbage collector and the kernel's work
+// for a write, but nothing of the clients. A busy machine moves every figure;
+// what is steady are ratios of figures taken in turn, which BenchmarkRatios
+// makes. Heartbeats are an hour, so that none falls into a measurement.
+
+const maxClients = 10_000 // one process has few more descriptors
+
+// BenchmarkIdleConnection tells what an idle connection with a user of its own
+// and a room of ten costs, after it has got a push and answered a ping: the
+// growth of a process that has nothing but the engine, after garbage
+// collection.
+func BenchmarkIdleConnection(b *testing.B) {
+	for b.Loop() {
+		rss, heap, stacks := idleMemory(b, roleEngine)
+		b.ReportMetric(rss, "B/conn")
+		b.ReportMetric(heap, "heap-B/conn")
+		b.ReportMetric(stacks, "stack-B/conn")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
+// idleMemory is what a connection to a server of this role costs, in bytes of
+// RAM, of heap objects and of stacks.
+func idleMemory(b *testing.B, role string) (rss, heap, stacks float64) {
+	b.Helper()
+	server, l := startProcess(b, role), startLoad(b)
+	defer server.stop()
+	defer l.stop()
+	var port [1]int64
+	server.hear(port[:])
+	measure := func(conns int) (got [4]int64) {
+		b.Helper()
+		for range 1000 {
+			if server.ask(got[:], "memory"); got[0] == int64(conns) {
+				return got
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		b.Fatalf("%d connections, want %d", got[0], conns)
+		return got
+	}
+	// The first connections pay for what is there once.
+	l.dial(int(port[0]), 0, 100, 10)
+	l.pong()
+	l.hangUp()
+	before := measure(0)
+	l.dial(int(port[0]), 0, maxClients, 10)
+	measure(maxClients)
+	server.tell("push")
+	l.wait(maxClients)
+	l.pong()
+	after := measure(maxClients)
+	return float64(after[1]-before[1]) / maxClients, float64(after[2]-before[2]) / maxClients, float64(after[3]-before[3]) / maxClients
+}
+
+func BenchmarkBroadcast1000(b *testing.B)  { benchmarkBroadcast(b, 1000, 1) }
+func BenchmarkBroadcast10000(b *testing.B) { benchmarkBroadcast(b, maxClients, 1) }
+
+// BenchmarkBurst10 makes ten broadcasts back to back, which the engine may
+// join; they are waited for together.
+func BenchmarkBurst10(b *testing.B) { benchmarkBroadcast(b, maxClients, 10) }
+
+func benchmarkBroadcast(b *testing.B, conns, burst int) {
+	f := newFleet(b, conns)
+	var sum pushCost
+	for b.Loop() {
+		sum.add(f.broadcast(burst))
+	}
+	sum.report(b)
+}
+
+// BenchmarkBareWrite is the yardstick: a loop of write(2) of the very frame
+// that a broadcast has, to the descriptors of the same kind of connections,
+// without the engine.
+func BenchmarkBareWrite1000(b *testing.B)  { benchmarkBareWrite(b, 1000) }
+func BenchmarkBareWrite10000(b *testing.B) { benchmarkBareWrite(b, maxClients) }
+
+func benchmarkBareWrite(b *testing.B, conns int) {
+	f := newFleet(b, conns)
+	var sum pushCost
+	for b.Loop() {
+		sum.add(f.bareWrite())
+	}
+	sum.report(b)
+}
+
+// BenchmarkRoomOf10 pushes to random ones of 1 000 rooms with ten members.
+func BenchmarkRoomOf10(b *testing.B) {
+	f := newFleet(b, maxClients)
+	rooms := make([]string, maxClients/10)
+	for i := range rooms {
+		rooms[i] = fmt.Sprintf("r%d", i)
+	}
+	ctx, m := context.Background(), push.Message{Event: benchEvent, Data: benchText}
+	var sum pushCost
+	start, pushes := f.start(), 0
+	for b.Loop() {
+		r, err := f.engine.PushToRoom(ctx, rooms[rand.IntN(len(rooms))], m)
+		if err != nil || r.Sent != 10 {
+			b.Fatalf("receipt %+v, error %v", r, err)
+		}
+		if pushes++; pushes == 1000 { // the clients are to keep up
+			sum.add(start.end(pushes, 10*pushes))
+			start, pushes = f.start(), 0
+		}
+	}
+	if pushes > 0 {
+		sum.add(start.end(pushes, 10*pushes))
+	}
+	sum.report(b)
+}
+
+// BenchmarkConnect opens 1 000 connections and closes them; cpu-ns/conn is
+// what opening one takes, cpu-ns/close closing one.
+func BenchmarkConnect(b *testing.B) {
+	const n = 1000
+	f := newFleet(b, 0)
+	var opened, closed time.Duration
+	rounds := 0
+	for b.Loop() {
+		before := cpuTime()
+		f.dial(n)
+		between := cpuTime()
+		f.load.hangUp()
+		f.waitConns(0)
+		opened, closed = opened+between-before, closed+cpuTime()-between
+		rounds++
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(opened.Nanoseconds())/float64(n*rounds), "cpu-ns/conn")
+	b.ReportMetric(float64(closed.Nanoseconds())/float64(n*rounds), "cpu-ns/close")
+}
+
+// BenchmarkPushToUser pushes to one user at a time on an idle server, and tells
+// the time from the call until the client has read the message: most of it is
+// the kernel's and the client's, as the same from a bare write shows. In turn
+// with the engine a hub of gorilla/websocket does the same.
+//
+// The callers go on working after a push, as one does that has more to push
+// or a request to answer, so that a hub's writing goroutine needs another
+// processor. For the resting figures they sleep at once, and it gets theirs.
+func BenchmarkPushToUser(b *testing.B) {
+	d := newDuel(b)
+	var working, resting latencies
+	for b.Loop() {
+		working.add(d.round(workOn))
+		resting.add(d.round(takeRest))
+	}
+	b.ReportMetric(0, "ns/op")
+	working.report(b, "")
+	resting.report(b, "resting-")
+	c := d.flatOut()
+	b.ReportMetric(c.perDelivery(), "cpu-ns/push")
+	b.ReportMetric(float64(c.mallocs)/float64(c.pushes), "allocs/push")
+}
+
+// BenchmarkRatios takes each figure that has a mark in turn with its
+// yardstick, nine times, and reports the medians of the ratios.
+func BenchmarkRatios(b *testing.B) {
+	const rounds = 9
+	var single, burst, push, resting, memory, hubMemory []float64
+	for b.Loop() {
+		f := newFleet(b, maxClients)
+		bare := f.bareWrite()
+		for range rounds {
+			one := f.broadcast(1)
+			one.add(f.broadcast(1))
+			middle := f.bareWrite()
+			ten := f.broadcast(10)
+			last := f.bareWrite()
+			single = append(single, 2*one.perDelivery()/(bare.perDelivery()+middle.perDelivery()))
+			burst = append(burst, 2*ten.perDelivery()/(middle.perDelivery()+last.perDelivery()))
+			bare = last
+		}
+		f.close()
+		d := newDuel(b)
+		for range rounds {
+			w, r := d.round(workOn), d.round(takeRest)
+			push = append(push, w.ratio())
+			resting = append(resting, r.ratio())
+		}
+		d.close()
+		bytes, _, _ := idleMemory(b, roleEngine)
+		hubBytes, _, _ := idleMemory(b, roleHub)
+		memory = append(memory, bytes)
+		hubMemory = append(hubMemory, bytes/hubBytes)
+	}
+	b.ReportMetric(0, "ns/op")
+	for _, r := range []struct {
+		what, unit string
+		got        []float64
+		mark       float64
+	}{
+		{"broadcast, CPU of a delivery / of a bare write", "broadcast/bare", single, 1.35},
+		{"burst of ten, CPU of a delivery / of a bare write", "burst/bare", burst, 0.2},
+		{"push to one user, p50 / gorilla hub's", "push/hub", push, 0.4},
+		{"the same, callers resting (no mark)", "resting-push/hub", resting, 0},
+		{"idle connection, bytes", "B/conn", memory, 4500},
+		{"idle connection, bytes / gorilla hub's", "B/hub", hubMemory, 0.25},
+	} {
+		slices.Sort(r.got)
+		median, verdict := r.got[len(r.got)/2], ""
+		switch {
+		case r.mark > 0 && median <= r.mark:
+			verdict = fmt.Sprintf(", mark %g: reached", r.mark)
+		case r.mark > 0:
+			verdict = fmt.Sprintf(", mark %g: MISSED", r.mark)
+		}
+		b.Logf("%-50s median %.4g, %.4g to %.4g%s", r.what, median, r.got[0], r.got[len(r.got)-1], verdict)
+		b.ReportMetric(median, r.unit)
+	}
+}
+
+const benchEvent = "bench"
+
+// benchText makes a broadcast's envelope 128 bytes, its frame 132.
+var benchText = strings.Repeat("x", 128-len(`{"event":"bench","data":""}`))
+
+// broadcastFrame is what a broadcast of benchText looks like on the wire.
+var broadcastFrame = append([]byte{0x81, 126, 0, 128}, benchFrame(benchText)[2:]...)
+
+// benchFrame is the frame of a push of a short text.
+func benchFrame(text string) []byte {
+	b := fmt.Appendf([]byte{0x81, 0}, `{"event":%q,"data":%q}`, benchEvent, text)
+	b[1] = byte(len(b) - 2)
+	return b
+}
+
+// newBenchEngine is an engine that believes whom a client says it is, and which
+// room it wants to be in.
+func newBenchEngine() (*push.Engine, error) {
+	return push.New(push.Config{
+		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
+			l.Rooms = []string{l.Query("room")}
+			return l.UserID, nil
+		},
+		Heartbeat: time.Hour,
+		Logger:    slog.New(slog.DiscardHandler),
+	})
+}
+
+// fleet is an engine with its clients.
+type fleet struct {
+	b      *testing.B
+	engine *push.Engine
+	ln     *descriptors
+	load   *load
+}
+
+// newFleet makes an engine with connections in rooms of ten. close ends it;
+// so does the benchmark's end.
+func newFleet(b *testing.B, conns int) *fleet {
+	b.Helper()
+	e, err := newBenchEngine()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { e.Close() })
+	f := &fleet{b: b, engine: e, ln: listenOn(b, e), load: startLoad(b)}
+	if conns > 0 {
+		f.dial(conns)
+		for range 3 { // pools fill, buffers grow
+			f.broadcast(1)
+		}
+		runtime.GC()
+	}
+	return f
+}
+
+func (f *fleet) close() {
+	f.engine.Close()
+	f.ln.Close()
+	f.load.stop()
+}
+
+// broadcast makes broadcasts back to back and waits for them.
+func (f *fleet) broadcast(burst int) pushCost {
+	f.b.Helper()
+	ctx, m := context.Background(), push.Message{Event: benchEvent, Data: benchText}
+	start := f.start()
+	for range burst {
+		if r, err := f.engine.Broadcast(ctx, m); err != nil || r.Targets != f.load.conns {
+			f.b.Fatalf("receipt %+v, error %v", r, err)
+		}
+	}
+	c := start.end(burst, burst*f.load.conns)
+	if want := int64(c.deliveries * len(broadcastFrame)); c.bytes != want {
+		f.b.Fatalf("%d bytes came, want %d: frames differ from those of bareWrite", c.bytes, want)
+	}
+	return c
+}
+
+// bareWrite writes a broadcast's frame to every connection behind the engine's
+// back, and waits for it.
+func (f *fleet) bareWrite() pushCost {
+	f.b.Helper()
+	start := f.start()
+	for _, fd := range f.ln.fds {
+		f.write(fd, broadcastFrame)
+	}
+	return start.end(1, len(f.ln.fds))
+}
+
+// write is a bare write of a whole frame.
+func (f *fleet) write(fd uintptr, frame []byte) {
+	n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(frame))), uintptr(len(frame)))
+	if int(n) != len(frame) {
+		f.b.Fatalf("a bare write: %d bytes, error %v", int(n), errno)
+	}
+}
+
+// listenOn serves h until the listener or the benchmark ends.
+func listenOn(b *testing.B, h http.Handler) *descriptors {
+	b.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	d := &descriptors{Listener: ln}
+	go http.Serve(d, h)
+	b.Cleanup(func() { ln.Close() })
+	return d
+}
+
+// descriptors is a listener that knows the descriptors of what it accepted.
+type descriptors struct {
+	net.Listener
+	mu  sync.Mutex
+	fds []uintptr // guarded by mu
+}
+
+func (d *descriptors) Accept() (net.Conn, error) {
+	c, err := d.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	raw.Control(func(fd uintptr) {
+		d.mu.Lock()
+		d.fds = append(d.fds, fd)
+		d.mu.Unlock()
+	})
+	return c, nil
+}
+
+func (d *descriptors) port() int { return d.Addr().(*net.TCPAddr).Port }
+
+func (f *fleet) dial(n int) {
+	f.b.Helper()
+	f.load.dial(f.ln.port(), f.load.conns, n, 10)
+	f.waitConns(f.load.conns)
+}
+
+func (f *fleet) waitConns(n int) {
+	f.b.Helper()
+	for end := time.Now().Add(time.Minute); f.engine.Stats().Memberships != 3*n; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			f.b.Fatalf("%d connections, want %d", f.engine.Stats().Conns, n)
+		}
+	}
+}
+
+// pushCost is what deliveries took.
+type pushCost struct {
+	pushes, deliveries int
+	bytes              int64 // of the frames
+	wall, cpu          time.Duration
+	mallocs            uint64
+}
+
+func (c *pushCost) add(other pushCost) {
+	c.pushes += other.pushes
+	c.deliveries += other.deliveries
+	c.bytes += other.bytes
+	c.wall += other.wall
+	c.cpu += other.cpu
+	c.mallocs += other.mallocs
+}
+
+func (c *pushCost) perDelivery() float64 { return float64(c.cpu.Nanoseconds()) / float64(c.deliveries) }
+
+func (c *pushCost) report(b *testing.B) {
+	b.ReportMetric(float64(c.wall.Nanoseconds())/float64(c.deliveries), "ns/delivery")
+	b.ReportMetric(c.perDelivery(), "cpu-ns/delivery")
+	b.ReportMetric(float64(c.mallocs)/float64(c.pushes), "allocs/push")
+}
+
+// measurement is the beginning of one.
+type measurement struct {
+	f       *fleet
+	at      int64
+	cpu     time.Duration
+	mallocs uint64
+}
+
+func (f *fleet) start() measurement {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return measurement{f, monotonic(), cpuTime(), m.Mallocs}
+}
+
+// end waits for the deliveries of so many pushes and tells what they cost.
+func (m measurement) end(pushes, deliveries int) pushCost {
+	m.f.b.Helper()
+	at, bytes := m.f.load.wait(deliveries)
+	cpu := cpuTime() - m.cpu
+	var now runtime.MemStats
+	runtime.ReadMemStats(&now)
+	return pushCost{pushes: pushes, deliveries: deliveries, bytes: bytes, wall: time.Duration(at - m.at), cpu: cpu, mallocs: now.Mallocs - m.mallocs}
+}
+
+// duel is an engine and a hub of the usual kind, each with as many
+// connections, that push to one user at a time.
+type duel struct {
+	*fleet
+	hub     *hub
+	hubLoad *load
+}
+
+const duelists = 1000
+
+func newDuel(b *testing.B) *duel {
+	b.Helper()
+	d := &duel{fleet: newFleet(b, duelists), hub: newHub(), hubLoad: startLoad(b)}
+	ln := listenOn(b, d.hub)
+	d.hubLoad.dial(ln.port(), 0, duelists, 10)
+	for d.hub.size() < duelists {
+		time.Sleep(time.Millisecond)
+	}
+	runtime.GC()
+	return d
+}
+
+func (d *duel) close() {
+	d.fleet.close()
+	d.hubLoad.stop()
+}
+
+// workOn and takeRest are what a caller does after a push, until all is quiet.
+func workOn() {
+	for end := time.Now().Add(restTime); time.Now().Before(end); {
+	}
+}
+
+func takeRest() { time.Sleep(restTime) }
+
+const restTime = 250 * time.Microsecond
+
+// round pushes to some users, each time by the engine, the hub and a bare
+// write in turn.
+func (d *duel) round(after func()) (l latencies) {
+	d.b.Helper()
+	const pushes = 200
+	ctx := context.Background()
+	for range pushes {
+		i := rand.IntN(duelists)
+		user := fmt.Sprintf("u%d", i)
+		if _, err := d.engine.PushToUser(ctx, user, push.Message{Event: benchEvent, Data: stamp('e')}); err != nil {
+			d.b.Fatal(err)
+		}
+		after()
+		d.hub.push(user, benchEvent, stamp('h'))
+		after()
+		d.write(d.ln.fds[i], benchFrame(stamp('w')))
+		after()
+	}
+	d.load.wait(2 * pushes)
+	d.hubLoad.wait(pushes)
+	l[byEngine] = d.load.latencies('e')
+	l[byHub] = d.hubLoad.latencies('h')
+	l[byWrite] = d.load.latencies('w')
+	for _, who := range l {
+		if len(who) != pushes {
+			d.b.Fatalf("%d latencies, want %d", len(who), pushes)
+		}
+	}
+	return l
+}
+
+// latencies of the three who push to one user at a time.
+type latencies [3][]time.Duration
+
+const (
+	byEngine = iota
+	byHub
+	byWrite
+)
+
+func (l *latencies) add(other latencies) {
+	for who := range l {
+		l[who] = append(l[who], other[who]...)
+	}
+}
+
+func (l *latencies) at(who, percent int) float64 {
+	slices.Sort(l[who])
+	return float64(l[who][len(l[who])*percent/100].Nanoseconds()) / 1000
+}
+
+func (l *latencies) ratio() float64 { return l.at(byEngine, 50) / l.at(byHub, 50) }
+
+func (l *latencies) report(b *testing.B, prefix string) {
+	b.ReportMetric(l.at(byEngine, 50), prefix+"p50-µs")
+	b.ReportMetric(l.at(byEngine, 99), prefix+"p99-µs")
+	b.ReportMetric(l.at(byHub, 50), prefix+"hub-p50-µs")
+	b.ReportMetric(l.at(byHub, 99), prefix+"hub-p99-µs")
+	b.ReportMetric(l.at(byWrite, 50), prefix+"bare-p50-µs")
+	b.ReportMetric(l.ratio(), prefix+"p50/hub")
+}
+
+// flatOut pushes without a pause.
+func (d *duel) flatOut() pushCost {
+	d.b.Helper()
+	const pushes = 5000
+	ctx, m := context.Background(), push.Message{Event: benchEvent, Data: benchText}
+	users := make([]string, pushes)
+	for i := range users {
+		users[i] = fmt.Sprintf("u%d", rand.IntN(duelists))
+	}
+	start := d.start()
+	for _, user := range users {
+		if _, err := d.engine.PushToUser(ctx, user, m); err != nil {
+			d.b.Fatal(err)
+		}
+	}
+	return start.end(pushes, pushes)
+}
+
+// hub is how a Go program usually serves WebSockets: gorilla/websocket, for
+// each connection a goroutine that reads and one that writes what comes
+// through a channel.
+type hub struct {
+	upgrader websocket.Upgrader
+	mu       sync.RWMutex
+	users    map[string]*hubClient // guarded by mu
+}
+
+type hubClient struct {
+	conn *websocket.Conn
+	send chan []byte // closed by read's end
+}
+
+func newHub() *hub { return &hub{users: make(map[string]*hubClient)} }
+
+func (h *hub) size() int {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return len(h.users)
+}
+
+func (h *hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	user := r.URL.Query().Get("user")
+	conn, err := h.upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	c := &hubClient{conn, make(chan []byte, 256)}
+	h.mu.Lock()
+	h.users[user] = c
+	h.mu.Unlock()
+	go c.write()
+	go h.read(user, c)
+}
+
+func (h *hub) read(user string, c *hubClient) {
+	c.conn.SetReadLimit(64 << 10)
+	c.conn.SetPongHandler(func(string) error { return nil })
+	for {
+		if _, _, err := c.conn.ReadMessage(); err != nil {
+			break
+		}
+	}
+	h.mu.Lock()
+	delete(h.users, user)
+	close(c.send)
+	h.mu.Unlock()
+	c.conn.Close()
+}
+
+func (c *hubClient) write() {
+	ticker := time.NewTicker(time.Hour)
+	defer ticker.Stop()
+	for {
+		select {
+		case b, open := <-c.send:
+			if !open {
+				return
+			}
+			c.conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			if c.conn.WriteMessage(websocket.TextMessage, b) != nil {
+				return
+			}
+		case <-ticker.C:
+			c.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(10*time.Second))
+		}
+	}
+}
+
+// push gives a user's goroutine a message; one that is too slow loses it.
+func (h *hub) push(user, event string, data any) {
+	b, err := json.Marshal(struct {
+		Event string `json:"event"`
+		Data  any    `json:"data"`
+	}{event, data})
+	if err != nil {
+		panic(err)
+	}
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if c := h.users[user]; c != nil {
+		c.offer(b)
+	}
+}
+
+// broadcast does so for everybody.
+func (h *hub) broadcast(b []byte) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	for _, c := range h.users {
+		c.offer(b)
+	}
+}
+
+func (c *hubClient) offer(b []byte) {
+	select {
+	case c.send <- b:
+	default:
+	}
+}

@@ -1,0 +1,521 @@
+package test
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/embedpush/push"
+)
+
+// A benchmark's clients live in a second process, this program started again,
+// so that the first one's CPU and memory are the server's alone. The two talk
+// in lines over the second's stdin and stdout; it ends with its stdin.
+
+// runLoadClient is that second process.
+func runLoadClient() {
+	var err error
+	switch role := os.Getenv("PUSH_LOAD_CLIENT"); role {
+	case roleClients:
+		debug.SetGCPercent(-1) // it allocates when it dials, and is one thread otherwise
+		err = newLoadClients().run()
+	default:
+		err = runMemoryServer(role)
+	}
+	if err != nil {
+		fmt.Println("error", err)
+		os.Exit(1)
+	}
+}
+
+const roleClients = "clients"
+
+// secondProcess is the first process's view of a second one.
+type secondProcess struct {
+	b    *testing.B
+	in   *os.File // its stdin
+	out  *os.File // its stdout
+	buf  *bufio.Reader
+	stop func() // ends it and waits for its end
+}
+
+// startProcess starts a second process; it ends with the benchmark.
+func startProcess(b *testing.B, role string) *secondProcess {
+	b.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		b.Fatal(err)
+	}
+	childIn, in, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, childOut, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), "PUSH_LOAD_CLIENT="+role)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = childIn, childOut, os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	childIn.Close()
+	childOut.Close()
+	end := sync.OnceFunc(func() {
+		in.Close()
+		cmd.Wait()
+		out.Close()
+	})
+	b.Cleanup(end)
+	return &secondProcess{b: b, in: in, out: out, buf: bufio.NewReader(out), stop: end}
+}
+
+// ask sends a line and returns the numbers of the answer.
+func (p *secondProcess) ask(answer []int64, format string, args ...any) {
+	p.b.Helper()
+	p.tell(format, args...)
+	p.hear(answer)
+}
+
+func (p *secondProcess) tell(format string, args ...any) {
+	p.b.Helper()
+	if _, err := fmt.Fprintf(p.in, format+"\n", args...); err != nil {
+		p.b.Fatal(err)
+	}
+}
+
+func (p *secondProcess) hear(answer []int64) {
+	p.b.Helper()
+	p.out.SetReadDeadline(time.Now().Add(time.Minute))
+	line, err := p.buf.ReadSlice('\n')
+	if err != nil {
+		p.b.Fatalf("the second process does not answer: %v", err)
+	}
+	rest := bytes.TrimSpace(line)
+	if bytes.HasPrefix(rest, []byte("error")) {
+		p.b.Fatalf("the second process says %q", line)
+	}
+	for i := range answer {
+		var word []byte
+		word, rest, _ = bytes.Cut(rest, []byte(" "))
+		if answer[i], err = strconv.ParseInt(string(word), 10, 64); err != nil {
+			p.b.Fatalf("the second process says %q", line)
+		}
+	}
+}
+
+// load is many WebSocket clients in a second process.
+type load struct {
+	*secondProcess
+	conns  int   // open
+	frames int64 // that wait has waited for
+	bytes  int64 // that wait has told
+	line   []byte
+}
+
+func startLoad(b *testing.B) *load {
+	b.Helper()
+	return &load{secondProcess: startProcess(b, roleClients)}
+}
+
+// dial opens n connections as users first, first+1, …; each group of roomSize
+// is in one room.
+func (l *load) dial(port, first, n, roomSize int) {
+	l.b.Helper()
+	l.ask(nil, "dial %d %d %d %d", port, first, n, roomSize)
+	l.conns += n
+}
+
+// wait returns when n more frames have come, with the time (by monotonic) when
+// the last of them had been read, and what they had in bytes.
+func (l *load) wait(n int) (at, bytes int64) {
+	l.b.Helper()
+	l.frames += int64(n)
+	l.line = append(strconv.AppendInt(append(l.line[:0], "wait "...), l.frames, 10), '\n') // allocates nothing
+	if _, err := l.in.Write(l.line); err != nil {
+		l.b.Fatal(err)
+	}
+	var got [4]int64
+	l.hear(got[:])
+	if got[0] != l.frames || got[1] != 0 {
+		l.b.Fatalf("%d frames came, want %d; %d connections were lost", got[0], l.frames, got[1])
+	}
+	bytes, l.bytes = got[3]-l.bytes, got[3]
+	return got[2], bytes
+}
+
+// latencies returns, and forgets, the latencies of messages that carry a stamp
+// of this sender.
+func (l *load) latencies(who byte) []time.Duration {
+	l.b.Helper()
+	var n [1]int64
+	l.ask(n[:], "latencies %d", who)
+	all := make([]time.Duration, n[0])
+	for i := range all {
+		l.hear(n[:])
+		all[i] = time.Duration(n[0])
+	}
+	return all
+}
+
+// pong sends a frame on every connection, as the answer to a heartbeat is.
+func (l *load) pong() { l.b.Helper(); l.ask(nil, "pong") }
+
+// hangUp closes every connection.
+func (l *load) hangUp() { l.b.Helper(); l.ask(nil, "close"); l.conns = 0 }
+
+// A stamp in a message lets the client tell how long that took: stampMark, who
+// sent it, and when.
+const (
+	stampMark = '@'
+	stampLen  = 2 + 19
+)
+
+func stamp(who byte) string { return fmt.Sprintf("%c%c%019d", stampMark, who, monotonic()) }
+
+// monotonic is a clock that both processes have in common.
+func monotonic() int64 {
+	const clockMonotonic = 1
+	var ts syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, clockMonotonic, uintptr(unsafe.Pointer(&ts)), 0)
+	return ts.Nano()
+}
+
+// loadClients is the second process's side of load: one thread, one epoll.
+type loadClients struct {
+	epoll   int
+	conns   []loadConn // by descriptor
+	in      []byte     // the beginning of a command
+	buf     []byte
+	frames  int64
+	bytes   int64
+	lost    int64
+	target  int64 // the frames that a wait waits for; 0: none does
+	latency [256][]int64
+}
+
+// loadConn is one connection; frame boundaries are all it knows of WebSocket.
+type loadConn struct {
+	open bool
+	left int      // of the current frame's payload
+	head [10]byte // the beginning of a frame's header
+	have int      // how much of head
+}
+
+func newLoadClients() *loadClients {
+	return &loadClients{buf: make([]byte, 256<<10)}
+}
+
+func (c *loadClients) run() (err error) {
+	runtime.LockOSThread()
+	if c.epoll, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
+		return err
+	}
+	if err := c.watch(0); err != nil {
+		return err
+	}
+	events := make([]syscall.EpollEvent, 512)
+	for {
+		n, err := syscall.EpollWait(c.epoll, events, -1)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, ev := range events[:n] {
+			if ev.Fd != 0 {
+				c.read(int(ev.Fd))
+				continue
+			}
+			n, err := syscall.Read(0, c.buf)
+			if n <= 0 {
+				return err // the first process is gone, or done
+			}
+			c.in = append(c.in, c.buf[:n]...)
+			for {
+				line, rest, whole := bytes.Cut(c.in, []byte("\n"))
+				if !whole {
+					break
+				}
+				if err := c.command(strings.Fields(string(line))); err != nil {
+					return err
+				}
+				c.in = rest
+			}
+		}
+		if c.target > 0 && (c.frames >= c.target || c.lost > 0) {
+			fmt.Println(c.frames, c.lost, monotonic(), c.bytes)
+			c.target = 0
+		}
+	}
+}
+
+func (c *loadClients) watch(fd int) error {
+	return syscall.EpollCtl(c.epoll, syscall.EPOLL_CTL_ADD, fd, &syscall.EpollEvent{Events: syscall.EPOLLIN, Fd: int32(fd)})
+}
+
+func (c *loadClients) command(words []string) error {
+	args := make([]int, len(words))
+	for i, word := range words[1:] {
+		args[i], _ = strconv.Atoi(word)
+	}
+	switch words[0] {
+	case "dial":
+		if err := c.dial(args[0], args[1], args[2], args[3]); err != nil {
+			return err
+		}
+		fmt.Println("ok")
+	case "wait":
+		c.target = int64(args[0])
+	case "latencies":
+		all := c.latency[args[0]]
+		c.latency[args[0]] = all[:0]
+		out := fmt.Appendln(nil, len(all))
+		for _, d := range all {
+			out = fmt.Appendln(out, d)
+		}
+		os.Stdout.Write(out)
+	case "pong":
+		pong := []byte{0x8a, 0x80, 1, 2, 3, 4}
+		for fd := range c.conns {
+			if c.conns[fd].open {
+				if _, err := syscall.Write(fd, pong); err != nil {
+					return err
+				}
+			}
+		}
+		fmt.Println("ok")
+	case "close":
+		for fd := range c.conns {
+			if c.conns[fd].open {
+				c.close(fd)
+			}
+		}
+		c.lost = 0
+		fmt.Println("ok")
+	}
+	return nil
+}
+
+// close ends a connection by a reset: 10 000 ends in TIME_WAIT would use up
+// the ports.
+func (c *loadClients) close(fd int) {
+	c.conns[fd].open = false
+	syscall.SetsockoptLinger(fd, syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+	syscall.Close(fd)
+}
+
+// dial opens connections, so many at a time that both processes have work.
+func (c *loadClients) dial(port, first, n, roomSize int) error {
+	const batch = 128
+	var fds [batch]int
+	for begin := 0; begin < n; begin += batch {
+		fds := fds[:min(batch, n-begin)]
+		for i := range fds {
+			fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("socket: %w", err)
+			}
+			fds[i] = fd
+			syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 20})
+			if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+				return fmt.Errorf("connect: %w", err)
+			}
+			user := first + begin + i
+			request := fmt.Sprintf("GET /ws?user=u%d&room=r%d HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\n\r\n", user, user/roomSize)
+			if _, err := syscall.Write(fd, []byte(request)); err != nil {
+				return fmt.Errorf("request: %w", err)
+			}
+		}
+		for _, fd := range fds {
+			var answer []byte
+			var frames []byte
+			for whole := false; !whole; {
+				n, err := syscall.Read(fd, c.buf)
+				if err == syscall.EINTR { // a socket with a timeout does not go on by itself
+					continue
+				}
+				if n <= 0 {
+					return fmt.Errorf("answer %q: %w", answer, cmp.Or(err, io.ErrUnexpectedEOF))
+				}
+				answer = append(answer, c.buf[:n]...)
+				_, frames, whole = bytes.Cut(answer, []byte("\r\n\r\n"))
+			}
+			if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101 ")) {
+				return fmt.Errorf("answer %q", answer)
+			}
+			if err := syscall.SetNonblock(fd, true); err != nil {
+				return err
+			}
+			for fd >= len(c.conns) {
+				c.conns = append(c.conns, loadConn{})
+			}
+			c.conns[fd] = loadConn{open: true}
+			c.feed(fd, frames)
+			if err := c.watch(fd); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// read reads what there is, once: epoll says again if there is more.
+func (c *loadClients) read(fd int) {
+	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&c.buf[0])), uintptr(len(c.buf)))
+	if errno == syscall.EAGAIN || errno == syscall.EINTR {
+		return
+	}
+	if errno != 0 || n == 0 {
+		c.lost++
+		c.close(fd)
+		return
+	}
+	c.feed(fd, c.buf[:n])
+	c.stamps(c.buf[:n])
+}
+
+// stamps notes how long every stamped message in b took.
+func (c *loadClients) stamps(b []byte) {
+	if bytes.IndexByte(b, stampMark) < 0 {
+		return
+	}
+	now := monotonic()
+	for {
+		i := bytes.IndexByte(b, stampMark)
+		if i < 0 || i+stampLen > len(b) {
+			return
+		}
+		if sent, err := strconv.ParseInt(string(b[i+2:i+stampLen]), 10, 64); err == nil {
+			c.latency[b[i+1]] = append(c.latency[b[i+1]], now-sent)
+		}
+		b = b[i+stampLen:]
+	}
+}
+
+// feed counts the frames that end in b.
+func (c *loadClients) feed(fd int, b []byte) {
+	c.bytes += int64(len(b))
+	f := &c.conns[fd]
+	for len(b) > 0 {
+		if f.left > 0 {
+			n := min(f.left, len(b))
+			f.left -= n
+			b = b[n:]
+			if f.left == 0 {
+				c.frames++
+			}
+			continue
+		}
+		f.head[f.have] = b[0]
+		f.have++
+		b = b[1:]
+		if f.have < 2 {
+			continue
+		}
+		size, need := int(f.head[1]), 2
+		switch size {
+		case 126:
+			size, need = int(f.head[2])<<8|int(f.head[3]), 4
+		case 127:
+			size, need = int(f.head[6])<<24|int(f.head[7])<<16|int(f.head[8])<<8|int(f.head[9]), 10
+		}
+		if f.have < need {
+			continue
+		}
+		f.have, f.left = 0, size
+		if size == 0 {
+			c.frames++
+		}
+	}
+}
+
+// runMemoryServer is a second process that serves, so that what it needs is
+// not hidden by what other benchmarks left behind. It prints its port, and for
+// each line that it gets how many connections it has and what memory is in
+// use: resident, heap objects, stacks.
+func runMemoryServer(role string) error {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	var h http.Handler
+	var conns func() int
+	var broadcast func()
+	switch role {
+	case roleEngine:
+		e, err := newBenchEngine()
+		if err != nil {
+			return err
+		}
+		h, conns = e, func() int { return e.Stats().Conns }
+		broadcast = func() { e.Broadcast(context.Background(), push.Message{Event: benchEvent, Data: benchText}) }
+	case roleHub:
+		hub := newHub()
+		h, conns = hub, hub.size
+		broadcast = func() { hub.broadcast([]byte(benchText)) }
+	default:
+		return errors.New("unknown role")
+	}
+	go http.Serve(ln, h)
+	fmt.Println(ln.Addr().(*net.TCPAddr).Port)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "push" {
+			broadcast()
+			continue
+		}
+		rss, heap, stacks := residentMemory()
+		fmt.Println(conns(), rss, heap, stacks)
+	}
+	return nil
+}
+
+const (
+	roleEngine = "engine"
+	roleHub    = "hub"
+)
+
+// residentMemory is what this process needs when nothing is garbage: in RAM, and of it
+// in heap objects and in stacks.
+func residentMemory() (rss, heap, stacks int64) {
+	runtime.GC()
+	runtime.GC() // what sync.Pools held is garbage only now
+	debug.FreeOSMemory()
+	samples := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/stacks:bytes"}}
+	metrics.Read(samples)
+	b, _ := os.ReadFile("/proc/self/statm")
+	if words := strings.Fields(string(b)); len(words) > 1 {
+		rss, _ = strconv.ParseInt(words[1], 10, 64)
+	}
+	return rss * int64(os.Getpagesize()), int64(samples[0].Value.Uint64()), int64(samples[1].Value.Uint64())
+}
+
+// cpuTime is what this process has used so far, user and system.
+func cpuTime() time.Duration {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
