@@ -25,7 +25,6 @@ import (
 type blocking struct {
 	mu    sync.Mutex
 	doors map[string]chan struct{} // guarded by mu
-	over  bool                     // guarded by mu: nothing blocks any more
 }
 
 func (b *blocking) block(name string) {
