@@ -176,6 +176,7 @@ type Conn struct {
 	nc      *netio.Conn // t's
 	dialect dialect     // t's
 	shard   uint8       // whose worker writes to it
+	mark    uint32      // the shard's worker's: the last walk that took it
 	holding atomic.Bool // not static: OnConnect runs, pushes of others go to held; cleared under mu
 	t       *transport
 	id      ConnID
@@ -288,8 +289,9 @@ func connecting(ctx context.Context) *Conn {
 	return c
 }
 
-// Bind makes the connection userID's, as a login would: it leaves its user and
-// every room. It asks DeviceClass, on the caller's goroutine, but not
+// Bind makes the connection userID's, as a login would: another user's
+// connection leaves that user and every room, userID's own keeps them. What
+// its login told (DeviceID, Tags, Data, Expires) stays. It asks DeviceClass, on the caller's goroutine, but not
 // Authenticate. Errors: ErrClosed, ErrLimit (MaxConnsPerUser), ctx's, or one
 // that says what is wrong with userID.
 func (c *Conn) Bind(ctx context.Context, userID string) error {
@@ -308,14 +310,13 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 	return c.bind(newIdentity(userID, class, &l), l.Expires, nil)
 }
 
-// Unbind takes the connection out of its user and of every room. It stays
-// connected, without a user.
+// Unbind takes the connection out of its user and of every room, as a logout
+// does. It stays connected, without a user, Data and Expires; its Tags stay.
 func (c *Conn) Unbind() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	more := *c.who.Load().details
-	more.class = ""
-	c.who.Store(&identity{details: &more})
+	old := c.who.Load()
+	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, tags: old.tags}})
 	c.expires.Store(0)
 	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
 }
@@ -416,32 +417,35 @@ func (c *Conn) bindLocked(who *identity, expires time.Time, rooms []string) (rep
 	if c.ended {
 		return nil, ErrClosed
 	}
-	e := c.t.e
-	if old := c.who.Load(); who.user != old.user || who.class != old.class {
+	e, old := c.t.e, c.who.Load()
+	key := placeKey{kindUser, who.user}
+	admit := func(pl *place) error {
+		if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
+			c.who.Store(who) // before the next one of its class looks
+		}
+		return err
+	}
+	switch {
+	case who.user != old.user:
 		var m *member
 		if who.user != "" {
-			key := placeKey{kindUser, who.user}
-			if m, err = e.places.add(c, key, func(pl *place) error {
-				if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
-					c.who.Store(who) // before the next one of its class looks
-				}
-				return err
-			}); err != nil {
+			if m, err = e.places.add(c, key, admit); err != nil {
 				return nil, err
 			}
 		}
-		// In the new place first, out of the old after: a user who only
-		// changes class was never offline, and keeps the rooms.
-		changed := who.user != old.user
-		c.leaveLocked(func(k placeKey) bool { return k.kind == kindUser || k.kind == kindRoom && changed })
+		c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
 		if m != nil {
 			m.next, c.members = c.members, m
+		}
+	case who.class != old.class:
+		if err = e.places.ask(key, admit); err != nil {
+			return nil, err
 		}
 	}
 	c.who.Store(who)
 	c.expires.Store(0)
-	if !expires.IsZero() {
-		c.expires.Store(expires.UnixNano())
+	if !expires.IsZero() && expires.Year() < 2200 { // later ones do not fit, and are never
+		c.expires.Store(max(1, expires.UnixNano()))
 	}
 	for _, room := range rooms {
 		if _, err := c.joinLocked(room); err != nil {
@@ -545,6 +549,9 @@ func (c *Conn) push(p *encoded, first bool) Status {
 // write is push for any push, and leaves the closing to the caller. What
 // OnConnect pushes is first; the rest waits until it is done.
 func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
+	if c.t.ending() {
+		return Offline // perhaps for a push that it did not get: no later one may follow
+	}
 	frame := p.frame(c.dialect)
 	if !first && c.holding.Load() {
 		if status := c.hold(frame, ack); status != 0 {
@@ -621,8 +628,16 @@ func (c *Conn) release() {
 			return
 		}
 		c.mu.Unlock()
-		for _, h := range held.pushes {
-			c.send(h.frame)
+		for i, h := range held.pushes {
+			if c.nc.Write(h.frame) == netio.ErrSlow {
+				for _, unsent := range held.pushes[i:] {
+					if w, ok := c.takeAck(unsent.ack); ok {
+						w.flight.settle(w.index, Slow, nil)
+					}
+				}
+				c.t.Slow()
+				break
+			}
 		}
 	}
 }
@@ -681,6 +696,11 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 		reply = append(base64.StdEncoding.AppendEncode([]byte{'"'}, v.Bytes), '"')
 	case v.JSON != nil:
 		reply = slices.Clone(v.JSON)
+	}
+	if e := c.t.e; !e.keepReply(w.flight, len(reply)) {
+		w.flight.settle(w.index, Gone, nil)
+		c.t.fail(&wire.Error{Code: wire.Policy, Text: "answers too large"})
+		return true
 	}
 	w.flight.settle(w.index, Acked, reply)
 	return true
@@ -829,7 +849,10 @@ func (t *transport) greet() {
 func (t *transport) connect() {
 	c := t.conn
 	ctx := context.WithValue(c.Context(), connectingKey{}, c)
-	defer c.release()
+	defer func() {
+		t.e.shards[c.shard].flush(c.Context()) // what OnConnect pushed to many
+		c.release()
+	}()
 	t.hook("OnConnect", func() { t.e.cfg.OnConnect(ctx, c) })
 }
 
@@ -876,7 +899,9 @@ func (t *transport) Data(b []byte) int {
 			return len(b)
 		}
 		if ev.Kind != wire.None {
-			t.begun.Store(0)
+			if ev.Kind != wire.Ping || !t.session.Partial() { // a ping may come inside a message
+				t.begun.Store(0)
+			}
 			t.handle(ev)
 		}
 	}
@@ -902,6 +927,9 @@ func (t *transport) full() bool {
 		t.owes = false
 	}
 	limit := t.inbox()
+	if total := int64(t.e.cfg.Limits.TotalQueueBytes); total > 0 && t.e.inboxes.Load() > total {
+		limit = lane.Limit{Items: 1} // all inboxes together are full: whoever has something in his waits
+	}
 	if !t.lane.Full(limit) {
 		return false
 	}
@@ -929,7 +957,12 @@ func (t *transport) handle(ev *wire.Event) {
 	switch ev.Kind {
 	case wire.Message:
 		m := newReceived(ev)
-		t.lane.Put(m.size(), func() { t.receive(m) }, t)
+		size := m.size()
+		t.e.inboxes.Add(int64(size))
+		t.lane.Put(size, func() {
+			defer t.e.inboxes.Add(-int64(size))
+			t.receive(m)
+		}, t)
 	case wire.Ack:
 		if t.conn.acked(ev.ID, ev.Data) {
 			return // free: it is our push that it answers
@@ -982,28 +1015,33 @@ func (t *transport) receive(m *Received) {
 			h.call = e.unhandled
 		}
 	}
-	var reply any
-	var err error
-	t.hook(h.name, func() { reply, err = h.call(c.Context(), c, m) })
-	if err == nil && m.wanted {
-		var v wire.Value
-		if v, err = answer(reply); err == nil {
-			c.send(t.session.Answer(nil, m.id, v, ""))
-			return
-		}
+	var frame []byte
+	t.hook(h.name, func() {
+		// What comes back is the application's code as well: a MarshalJSON,
+		// an Unwrap.
+		reply, err := h.call(c.Context(), c, m)
+		frame = t.answer(m, reply, err)
+	})
+	if m.wanted && frame != nil {
+		c.send(frame)
 	}
+}
+
+// answer is the frame that answers a message with what its handler returned.
+func (t *transport) answer(m *Received, reply any, err error) []byte {
+	var v wire.Value
 	if err == nil {
-		return
+		if v, err = answer(reply); err == nil {
+			return t.session.Answer(nil, m.id, v, "")
+		}
 	}
 	text := "internal error"
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		text = r.text
 	} else {
-		e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", c.id, "user", brief(c.UserID()), "err", err)
+		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", t.conn.id, "user", brief(t.conn.UserID()), "err", err)
 	}
-	if m.wanted {
-		c.send(t.session.Answer(nil, m.id, wire.Value{}, text))
-	}
+	return t.session.Answer(nil, m.id, wire.Value{}, text)
 }
 
 func (e *Engine) unhandled(context.Context, *Conn, *Received) (any, error) {
@@ -1012,7 +1050,7 @@ func (e *Engine) unhandled(context.Context, *Conn, *Received) (any, error) {
 }
 
 // brief shortens a name that a client chose, for the log.
-func brief(s string) string { return s[:min(len(s), 64)] }
+func brief(s string) string { return strings.ToValidUTF8(s[:min(len(s), 64)], "") }
 
 // login is a later login. It runs on the lane.
 func (t *transport) login(claim *wire.LoginClaim) {
@@ -1023,7 +1061,7 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	l := Login{
 		Protocol: c.Protocol(), UserID: claim.User, Token: claim.Token,
 		DeviceID: claim.Device, OS: claim.OS, ClientVersion: claim.Version, Tags: claim.Tags,
-		Remote: t.remoteAddr(), Conn: c, Data: c.Data(),
+		Remote: t.remoteAddr(), Conn: c,
 	}
 	who, err := t.e.authenticate(c.Context(), &l)
 	if err == nil {
@@ -1254,18 +1292,22 @@ func (e *Engine) authenticate(ctx context.Context, l *Login) (*identity, error) 
 		if l.Conn != nil {
 			id = l.Conn.id
 		}
+		limited := ctx
 		if d := e.cfg.Limits.AuthTimeout; d > 0 {
 			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, d)
+			limited, cancel = context.WithTimeout(ctx, d)
 			defer cancel()
 		}
-		if e.hook("Authenticate", id, func() { user, err = e.cfg.Authenticate(ctx, l) }) {
+		if e.hook("Authenticate", id, func() {
+			user, err = e.cfg.Authenticate(limited, l)
+			if err == nil {
+				err = limited.Err()
+			}
+			err = verdict(err)
+		}) {
 			return nil, errPanic
 		}
-		if err == nil && ctx.Err() != nil {
-			err = fmt.Errorf("push: Authenticate answered too late: %w", ctx.Err())
-		}
-		if err != nil && !errors.Is(err, ErrUnauthorized) {
+		if err != nil && !errors.Is(err, ErrUnauthorized) && ctx.Err() == nil { // it did not just leave
 			e.log.Warn("push: Authenticate failed", "user", brief(claimed), "remote", l.Remote, "err", err)
 		}
 		if err != nil {
@@ -1285,6 +1327,21 @@ func (e *Engine) authenticate(ctx context.Context, l *Login) (*identity, error) 
 		return nil, err
 	}
 	return newIdentity(user, class, l), nil
+}
+
+// verdict makes one of our own errors of what Authenticate returned, whose
+// methods are the application's code.
+func verdict(err error) error {
+	r := (*refusal)(nil)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &r):
+		return r
+	case errors.Is(err, ErrUnauthorized):
+		return ErrUnauthorized
+	}
+	return errors.New(err.Error())
 }
 
 var errPanic = errors.New("push: a hook panicked")
@@ -1395,7 +1452,10 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	}
 	nc, unable := upgrade.Do(w, r, protocols[d])
 	if unable != nil {
-		return refuse(refusedHijack, unable)
+		if unable.Status == http.StatusInternalServerError {
+			return refuse(refusedHijack, unable)
+		}
+		return refuse(refusedBadRequest, unable)
 	}
 	kept = true
 	if no != nil { // a page cannot see an HTTP status: it gets a close code
@@ -1403,7 +1463,7 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 		return nil
 	}
 	l.Remote = remote
-	if e.start(nc, d, who, l, counted) != nil {
+	if err := e.start(nc, d, who, l, counted); errors.Is(err, ErrLimit) {
 		e.stats.refused(refusedMaxPerUser)
 	}
 	return nil
@@ -1423,7 +1483,7 @@ func (e *Engine) allowsOrigin(r *http.Request) bool {
 func loginRefused(err error) (refusedWhy, *upgrade.Refusal, wire.Code) {
 	switch {
 	case errors.Is(err, ErrLimit):
-		return refusedMaxPerUser, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections"}, wire.TryLater
+		return refusedMaxPerUser, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "limit reached"}, wire.TryLater
 	case errors.Is(err, ErrUnauthorized):
 		return refusedUnauthorized, &upgrade.Refusal{Status: http.StatusUnauthorized, Text: clientText(err)}, wire.Unauthorized
 	case errors.Is(err, errPanic):

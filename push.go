@@ -60,7 +60,7 @@ import (
 // handler's goroutine). Hooks of different connections overlap. A hook that
 // blocks stalls its own connection's messages and nothing else; one that
 // panics ends its own connection. A hook may call anything of the Engine and
-// of any Conn. Byte slices a hook gets are its own.
+// of any Conn, but Shutdown waits for hooks, also for the one that calls it. Byte slices a hook gets are its own.
 type Config struct {
 	// Authenticate is the one gate: it is called for every WebSocket upgrade,
 	// whether it claims a user or not (cookies are claims), and for every
@@ -156,7 +156,7 @@ type Limits struct {
 
 	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. 0: 256 KiB
 	QueueMessages   int // the same in messages. 0: 8 192
-	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. 0: 256 MiB
+	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. As much again for messages that wait for hooks (beyond it connections wait to be read) and for answers that receipts wait with (1008). 0: 256 MiB
 	FanoutBytes     int // pushes waiting for one fan-out worker; full, it blocks the caller until ctx ends. 0: 8 MiB
 	InboxMessages   int // messages of one connection that wait for hooks; full, it is not read from. 0: 64
 
@@ -236,8 +236,8 @@ var ErrLimit = errors.New("push: limit reached")
 var ErrUnauthorized = errors.New("unauthorized")
 
 // Refuse is ErrUnauthorized with a text that the client may read. As an error
-// of a handler it answers the client with that text.
-func Refuse(text string) error { return &refusal{text} }
+// of a handler it answers the client with that text. "": "unauthorized".
+func Refuse(text string) error { return &refusal{cmp.Or(text, ErrUnauthorized.Error())} }
 
 type refusal struct{ text string }
 
@@ -417,6 +417,8 @@ type Engine struct {
 	connSeq  atomic.Uint32 // lower half of the last ConnID
 	ackSeq   atomic.Uint32 // of the last push that asked for an ack
 	stats    counters
+	inboxes  atomic.Int64 // bytes of messages that wait for hooks
+	replies  atomic.Int64 // bytes of answers that flights keep
 	pushRate pushRate
 	addrs    addrCounts
 
@@ -427,6 +429,7 @@ type Engine struct {
 	draining atomic.Bool    // no more connections
 	closed   atomic.Bool    // no more pushes
 	ending   sync.Once      // brings done about
+	cutting  chan struct{}  // closed by ending: what waits for time gives up
 	done     chan struct{}  // closed when everything has ended
 	live     tally.Tally    // transports that have not ended
 	flights  [2]tally.Tally // pushes that wait for devices: begun before and after the drain, which waits for the first
@@ -447,6 +450,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 25 * time.Second
 	}
+	cfg.Heartbeat = min(cfg.Heartbeat, 365*24*time.Hour) // room for sums
 	rule, err := origin.NewRule(cfg.Origins)
 	if err != nil {
 		return nil, fmt.Errorf("push: Config.Origins: %w", err)
@@ -457,6 +461,7 @@ func New(cfg Config) (*Engine, error) {
 		origins:  rule,
 		idBase:   uint64(rand.Uint32()|1) << 32,
 		handlers: make(map[string]handler),
+		cutting:  make(chan struct{}),
 		done:     make(chan struct{}),
 	}
 	e.ackSeq.Store(rand.Uint32())
@@ -766,15 +771,20 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, o
 		}
 	} else {
 		seen := make(map[string]bool, len(a.Users))
+		found := make(map[*Conn]bool, len(a.Users)) // one may move from a user to another meanwhile
 		for _, user := range a.Users {
 			if seen[user] {
 				continue
 			}
 			seen[user] = true
+			before := len(dst)
 			if collect(placeKey{kindUser, user}) == 0 {
 				offline = append(offline, user)
 			}
-			for len(owners) < len(dst) {
+			fresh := slices.DeleteFunc(dst[before:], func(c *Conn) bool { return found[c] })
+			dst = dst[:before+len(fresh)]
+			for _, c := range fresh {
+				found[c] = true
 				owners = append(owners, user)
 			}
 		}
@@ -851,7 +861,7 @@ func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n i
 	r := Receipt{Targets: n, Sent: n}
 	push := p.share(e)
 	for i, s := range e.shards {
-		if err := s.post(ctx, &item{push: push, place: key}); err != nil {
+		if err := s.post(ctx, &item{push: push, place: key, from: connecting(ctx)}); err != nil {
 			r.Sent = n * i / len(e.shards)
 			r.Failed = n - r.Sent
 			e.stats.delivered(Overloaded, r.Failed)
@@ -1000,6 +1010,8 @@ type flight struct {
 	written    []bool     // guarded by mu: may have left, its status will come
 	open       int        // guarded by mu: deliveries without a status
 	over       bool       // guarded by mu: what is not written yet never will be
+	replies    int        // guarded by mu: bytes of answers, counted by keepReply
+	landed     bool       // guarded by mu: they are counted no more
 }
 
 func newFlight(e *Engine, conns []*Conn, owners, offline []string, ack uint32, progress func(Receipt)) *flight {
@@ -1063,7 +1075,7 @@ func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate int) {
 	begin := time.Now()
 	for i, c := range f.conns {
 		due := time.Duration(float64(i) / float64(rate) * float64(time.Second))
-		if ahead := due - time.Since(begin); ahead > 0 && sleep(ctx, (ahead+paceStep-1)/paceStep*paceStep) != nil {
+		if ahead := due - time.Since(begin); ahead > 0 && f.e.sleep(ctx, (ahead+paceStep-1)/paceStep*paceStep) != nil {
 			for ; i < len(f.conns); i++ {
 				f.settle(i, Overloaded, nil)
 			}
@@ -1137,6 +1149,8 @@ func (f *flight) poke() {
 // wait returns when every delivery is settled: at the latest when ctx or
 // AckTimeout ends, whose end settles the rest. Progress is called here.
 func (f *flight) wait(ctx context.Context) {
+	defer f.giveUp() // nothing is left to give up, unless Progress ended the goroutine
+	defer f.dropReplies()
 	var timeout <-chan time.Time
 	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
 		t := time.NewTimer(d)
@@ -1204,6 +1218,30 @@ func (f *flight) giveUp() {
 			f.settle(i, Timeout, nil)
 		}
 	}
+}
+
+// keepReply counts the bytes of an answer that a flight keeps, unless all
+// answers together are over TotalQueueBytes.
+func (e *Engine) keepReply(f *flight, n int) bool {
+	if n == 0 {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if total := int64(e.cfg.Limits.TotalQueueBytes); f.landed || total > 0 && e.replies.Load()+int64(n) > total {
+		return f.landed
+	}
+	e.replies.Add(int64(n))
+	f.replies += n
+	return true
+}
+
+// dropReplies ends the counting: from here on the answers are the caller's.
+func (f *flight) dropReplies() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.landed = true
+	f.e.replies.Add(-int64(f.replies))
 }
 
 func (f *flight) receipt() Receipt {
@@ -1348,7 +1386,7 @@ func (e *Engine) closeAll(ctx context.Context) error {
 	begin := time.Now()
 	for i, t := range all {
 		if due := e.cfg.Drain*time.Duration(i)/time.Duration(len(all)) - time.Since(begin); due > 0 {
-			if err := sleep(ctx, due); err != nil {
+			if err := e.sleep(ctx, due); err != nil {
 				return err
 			}
 		}
@@ -1367,6 +1405,7 @@ func (e *Engine) finish(ctx context.Context) error {
 		}
 	}
 	e.ending.Do(func() {
+		close(e.cutting)
 		go func() {
 			defer close(e.done)
 			e.driver.Close()
@@ -1405,8 +1444,8 @@ func (e *Engine) ended(ctx context.Context) error {
 // endGrace is how long Close waits for goroutines to end.
 const endGrace = 100 * time.Millisecond
 
-// sleep waits for d, or returns ctx's error.
-func sleep(ctx context.Context, d time.Duration) error {
+// sleep waits for d, or returns ctx's error, or ErrClosed.
+func (e *Engine) sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -1414,6 +1453,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-e.cutting:
+		return ErrClosed
 	}
 }
 
@@ -1434,11 +1475,27 @@ func (e *Engine) hook(name string, conn ConnID, f func()) (panicked bool) {
 		p := recover() // nil: runtime.Goexit, which goes on
 		panicked = true
 		e.stats.panics.Add(1)
-		e.log.Error("push: hook panicked", "hook", name, "conn", conn, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		e.log.Error("push: hook panicked", "hook", name, "conn", conn, "panic", textOf(p), "stack", string(debug.Stack()))
 	}()
 	f()
 	returned = true
 	return false
+}
+
+// textOf is a panic's value as text, whatever its methods do.
+func textOf(p any) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("a %T whose text panics", p)
+		}
+	}()
+	switch v := p.(type) {
+	case error:
+		return v.Error()
+	case fmt.Stringer:
+		return v.String()
+	}
+	return fmt.Sprint(p)
 }
 
 const slowHook = time.Second

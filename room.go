@@ -94,7 +94,6 @@ type member struct {
 	place *place
 	next  *member // guarded by conn.mu: the connection's list
 	index int32   // guarded by the stripe: where it stands in its list
-	mark  uint32  // guarded by the stripe: the last walk of conn's shard that took it
 }
 
 func newPlaces(shards int, p *presence) *places {
@@ -131,6 +130,14 @@ func (p *places) add(c *Conn, key placeKey, admit func(*place) error) (*member, 
 	pl.insert(m, p.shards)
 	s.members++
 	return m, nil
+}
+
+// ask asks admit about a place, under its stripe's lock.
+func (p *places) ask(key placeKey, admit func(*place) error) error {
+	s := p.stripe(key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return admit(s.places.m[key])
 }
 
 // remove takes a membership out of its place; an empty place goes with it.
@@ -355,7 +362,8 @@ func (p *places) totals() (conns, users, rooms, members int) {
 // time, while others come and go. It runs from the end of the list to its
 // beginning: removing a member moves the last one, already visited, into the
 // gap, where its mark tells that it was visited; who is new stands behind.
-// So everybody who was there all the time is visited exactly once.
+// So everybody who was there all the time is visited exactly once, and who
+// leaves and comes back not twice.
 type walk struct {
 	key   placeKey
 	shard int
@@ -388,9 +396,9 @@ func (p *places) chunk(w *walk, dst []*Conn) []*Conn {
 	dst = dst[:0]
 	for w.next > 0 && len(dst) < cap(dst) {
 		w.next--
-		if m := list[w.next]; m.mark != w.mark && int(m.conn.shard) == w.shard {
-			m.mark = w.mark
-			dst = append(dst, m.conn)
+		if c := list[w.next].conn; int(c.shard) == w.shard && c.mark != w.mark {
+			c.mark = w.mark
+			dst = append(dst, c)
 		}
 	}
 	return dst
@@ -505,10 +513,10 @@ func (s *shard) take(dst []*item) []*item {
 	}
 	first := s.items[0]
 	dst = append(dst[:0], first)
-	if first.conns == nil && first.behind == nil {
+	if first.conns == nil && first.behind == nil && first.from == nil {
 		size := first.push.size()
 		for _, it := range s.items[1:] {
-			if it.conns != nil || it.behind != nil || it.place != first.place || size+it.push.size() > maxJoined {
+			if it.conns != nil || it.behind != nil || it.from != nil || it.place != first.place || size+it.push.size() > maxJoined {
 				break
 			}
 			size += it.push.size()
@@ -559,14 +567,13 @@ func (s *shard) writePlace(items []*item) {
 		if len(conns) == 0 {
 			break
 		}
-		sent := 0
+		var became [statuses]int
 		for _, c := range conns {
-			if c.push(push, false) == Sent {
-				sent++
-			}
+			became[c.push(push, c == items[0].from)]++
 		}
-		s.e.stats.delivered(Sent, sent*len(items))
-		s.e.stats.delivered(Slow, (len(conns)-sent)*len(items))
+		for status, n := range became {
+			s.e.stats.delivered(Status(status), n*len(items))
+		}
 	}
 	clear(s.conns[:])
 }
@@ -626,12 +633,20 @@ func (p *presence) change(user string, online bool) {
 }
 
 func (p *presence) run() {
-	defer p.e.hooks.Done()
+	finished := false
+	defer func() {
+		if finished {
+			p.e.hooks.Done()
+		} else {
+			go p.run() // the hook ended this goroutine
+		}
+	}()
 	for {
 		p.mu.Lock()
 		if len(p.order) == 0 {
 			p.alive, p.order = false, nil
 			p.mu.Unlock()
+			finished = true
 			return
 		}
 		user := p.order[0]

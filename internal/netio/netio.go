@@ -265,10 +265,13 @@ func (d *Driver) relieve(need int) {
 		}
 	})
 	slices.SortFunc(loads, func(a, b load) int { return cmp.Compare(b.bytes, a.bytes) })
+	promised := int64(0) // what is still in flight of those given up; it goes with them
 	for _, l := range loads {
-		if d.queued.Load() <= goal {
+		if d.queued.Load()-promised <= goal {
 			return
 		}
 		l.c.tellSlow()
+		bytes, _ := l.c.Queued()
+		promised += int64(bytes)
 	}
 }

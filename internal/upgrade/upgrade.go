@@ -16,13 +16,16 @@ import (
 
 // Refusal is an HTTP answer instead of an upgrade.
 type Refusal struct {
-	Status int
+	Status int // 0: nobody is left to answer
 	Text   string
 	Header [2]string // one header, name and value; empty: none
 }
 
 // Write answers with the refusal.
 func (r *Refusal) Write(w http.ResponseWriter) {
+	if r.Status == 0 {
+		return
+	}
 	if r.Header[0] != "" {
 		w.Header().Set(r.Header[0], r.Header[1])
 	}
@@ -79,8 +82,8 @@ func Do(w http.ResponseWriter, r *http.Request, protocol string) (net.Conn, *Ref
 	}
 	ws, err := u.Upgrade(&hijacker{w}, r, nil)
 	if err != nil {
-		if refused == nil { // taken over, and then it failed: nobody is left to read this
-			refused = &Refusal{Status: http.StatusInternalServerError, Text: err.Error()}
+		if refused == nil { // taken over, and then it failed: bytes behind the request, a dead socket
+			refused = &Refusal{Text: err.Error()}
 		}
 		return nil, refused
 	}
