@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,13 +53,15 @@ func (id *ConnID) UnmarshalText(b []byte) error {
 //
 // At a WebSocket upgrade the claims come from the query: user, device, os,
 // version, tag (may be repeated), and token, which may as well come as
-// "Authorization: Bearer" and then stays out of access logs.
+// "Authorization: Bearer" and then stays out of access logs. A later login
+// brings its claims anew: device, os, version and tags of the one before are
+// gone, and Data is nil; the rooms stay if the user does.
 type Login struct {
-	Protocol  string // "push.json" or "push.msgpack"
-	Namespace string // ""
-	UserID    string // who the client says it is; "": it does not say
-	Token     string // its proof; not kept after Authenticate
-	Auth      json.RawMessage
+	Protocol  string          // "push.json" or "push.msgpack"
+	Namespace string          // "": only Socket.IO clients name others
+	UserID    string          // who the client says it is; "": it does not say
+	Token     string          // its proof; not kept after Authenticate
+	Auth      json.RawMessage // nil: only Socket.IO clients have one
 
 	DeviceID, OS, ClientVersion string
 
@@ -178,6 +181,7 @@ type Conn struct {
 	shard   uint8       // whose worker writes to it
 	mark    uint32      // the shard's worker's: the last walk that took it
 	holding atomic.Bool // not static: OnConnect runs, pushes of others go to held; cleared under mu
+	gone    atomic.Bool // not static: it ends, so no push is taken any more, not even after one that was lost
 	t       *transport
 	id      ConnID
 
@@ -313,6 +317,7 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 // Unbind takes the connection out of its user and of every room, as a logout
 // does. It stays connected, without a user, Data and Expires; its Tags stay.
 func (c *Conn) Unbind() {
+	c.settled()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.who.Load()
@@ -325,6 +330,7 @@ func (c *Conn) Unbind() {
 // a connection), or one that says what is wrong with a name; then it is in the
 // rooms before it.
 func (c *Conn) Join(rooms ...string) error {
+	c.settled()
 	for _, room := range rooms {
 		if err := checkName("room", room); err != nil {
 			return err
@@ -338,6 +344,7 @@ func (c *Conn) Join(rooms ...string) error {
 
 // Leave takes the connection out of rooms.
 func (c *Conn) Leave(rooms ...string) {
+	c.settled()
 	for _, room := range rooms {
 		c.leave(room)
 	}
@@ -401,9 +408,14 @@ func (c *Conn) device() Device {
 	}
 }
 
+// settled waits until what was pushed to many before is written, so that it
+// goes to who was there when it was pushed. No worker waits for anything.
+func (c *Conn) settled() { c.t.e.shards[c.shard].flush(context.Background()) }
+
 // bind makes the connection who's and puts it into rooms. Whom it replaces is
 // closed.
 func (c *Conn) bind(who *identity, expires time.Time, rooms []string) error {
+	c.settled()
 	replaced, err := c.bindLocked(who, expires, rooms)
 	for _, old := range replaced {
 		old.shut(ReasonReplaced, wire.Replaced, "")
@@ -497,6 +509,7 @@ func (c *Conn) joinLocked(room string) (bool, error) {
 		}
 	}
 	if c.rooms >= maxRooms {
+		c.t.e.stats.limit(limitedRooms)
 		return false, fmt.Errorf("%w: %d rooms of one connection", ErrLimit, maxRooms)
 	}
 	key.name = strings.Clone(room)
@@ -541,7 +554,7 @@ func (c *Conn) leaveLocked(match func(placeKey) bool) bool {
 func (c *Conn) push(p *encoded, first bool) Status {
 	status := c.write(p, 0, first)
 	if status == Slow {
-		c.t.Slow()
+		c.t.overflow()
 	}
 	return status
 }
@@ -549,8 +562,8 @@ func (c *Conn) push(p *encoded, first bool) Status {
 // write is push for any push, and leaves the closing to the caller. What
 // OnConnect pushes is first; the rest waits until it is done.
 func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
-	if c.t.ending() {
-		return Offline // perhaps for a push that it did not get: no later one may follow
+	if c.gone.Load() {
+		return Offline
 	}
 	frame := p.frame(c.dialect)
 	if !first && c.holding.Load() {
@@ -572,7 +585,7 @@ func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
 // whatever is held.
 func (c *Conn) send(frame []byte) {
 	if c.nc.Write(frame) == netio.ErrSlow {
-		c.t.Slow()
+		c.t.overflow()
 	}
 }
 
@@ -589,10 +602,12 @@ func (c *Conn) hold(frame []byte, ack uint32) Status {
 		return 0
 	case c.ended:
 		return Offline
-	case c.held == nil:
-		c.held = new(held)
-	case l.QueueBytes > 0 && c.held.bytes+len(frame)+queueCost > l.QueueBytes, l.QueueMessages > 0 && len(c.held.pushes) >= l.QueueMessages:
+	case c.held != nil && (l.QueueBytes > 0 && c.held.bytes+len(frame)+queueCost > l.QueueBytes || l.QueueMessages > 0 && len(c.held.pushes) >= l.QueueMessages),
+		!c.t.e.driver.Reserve(len(frame) + queueCost):
 		return Slow
+	}
+	if c.held == nil {
+		c.held = new(held)
 	}
 	c.held.pushes = append(c.held.pushes, heldPush{frame, ack})
 	c.held.bytes += len(frame) + queueCost
@@ -610,6 +625,7 @@ func (c *Conn) unhold(ack uint32) bool {
 		if h.ack == ack {
 			c.held.pushes = slices.Delete(c.held.pushes, i, i+1)
 			c.held.bytes -= len(h.frame) + queueCost
+			c.t.e.driver.Release(len(h.frame) + queueCost)
 			return true
 		}
 	}
@@ -628,6 +644,7 @@ func (c *Conn) release() {
 			return
 		}
 		c.mu.Unlock()
+		c.t.e.driver.Release(held.bytes)
 		for i, h := range held.pushes {
 			if c.nc.Write(h.frame) == netio.ErrSlow {
 				for _, unsent := range held.pushes[i:] {
@@ -635,7 +652,7 @@ func (c *Conn) release() {
 						w.flight.settle(w.index, Slow, nil)
 					}
 				}
-				c.t.Slow()
+				c.t.overflow()
 				break
 			}
 		}
@@ -650,6 +667,7 @@ func (c *Conn) expect(ack uint32, f *flight, i int) Status {
 		return Offline
 	}
 	if limit := c.t.e.cfg.Limits.AcksWaiting; limit > 0 && len(c.acks) >= limit {
+		c.t.e.stats.limit(limitedAcks)
 		return Overloaded
 	}
 	if c.acks == nil {
@@ -698,6 +716,7 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 		reply = slices.Clone(v.JSON)
 	}
 	if e := c.t.e; !e.keepReply(w.flight, len(reply)) {
+		e.stats.limit(limitedReplies)
 		w.flight.settle(w.index, Gone, nil)
 		c.t.fail(&wire.Error{Code: wire.Policy, Text: "answers too large"})
 		return true
@@ -706,9 +725,9 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 	return true
 }
 
-// end takes the connection out of every place for good. What was written and
-// not answered is Gone.
-func (c *Conn) end(why Reason) {
+// end takes the connection out of every place for good. What was held is
+// written with flush; what was written and not answered is Gone.
+func (c *Conn) end(why Reason, flush bool) {
 	c.mu.Lock()
 	if c.ended {
 		c.mu.Unlock()
@@ -726,7 +745,12 @@ func (c *Conn) end(why Reason) {
 		life.end()
 	}
 	if unsent != nil {
+		e.driver.Release(unsent.bytes)
 		for _, h := range unsent.pushes {
+			if flush && c.nc.Write(h.frame) == nil {
+				continue
+			}
+			flush = false
 			if w, ok := acks[h.ack]; ok {
 				delete(acks, h.ack)
 				w.flight.settle(w.index, Offline, nil)
@@ -737,7 +761,10 @@ func (c *Conn) end(why Reason) {
 		w.flight.settle(w.index, Gone, nil)
 	}
 	if greeted && e.cfg.OnDisconnect != nil {
-		c.t.lane.Always(func() { e.hook("OnDisconnect", c.id, func() { e.cfg.OnDisconnect(c, why) }) }, c.t)
+		c.t.lane.Always(func() {
+			c.t.parted = true
+			e.hook("OnDisconnect", c.id, func() { e.cfg.OnDisconnect(c, why) })
+		}, c.t)
 	}
 }
 
@@ -753,6 +780,8 @@ type transport struct {
 	counted bool            // its address is, by e.addrs
 
 	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
+	parted   bool          // owned by the lane: OnDisconnect ran
+	broken   bool          // owned by Data: the peer broke the protocol, nothing of it is read any more
 	owes     bool          // owned by Data: a message that rate has not paid for yet
 	stalled  atomic.Bool   // reading stopped because the lane is full
 	rate     rate.Bucket   // owned by Data: of messages
@@ -885,7 +914,13 @@ var events = sync.Pool{New: func() any { return new(wire.Event) }}
 // when the connection has to wait for its hooks or its rate.
 func (t *transport) Data(b []byte) int {
 	ev := events.Get().(*wire.Event)
-	defer events.Put(ev)
+	defer func() {
+		*ev = wire.Event{}
+		events.Put(ev)
+	}()
+	if t.broken {
+		return len(b)
+	}
 	used := 0
 	for used < len(b) {
 		if t.full() {
@@ -895,6 +930,7 @@ func (t *transport) Data(b []byte) int {
 		n, err := t.session.Feed(b[used:], ev)
 		used += n
 		if err != nil {
+			t.broken = true
 			t.fail(err)
 			return len(b)
 		}
@@ -921,6 +957,7 @@ func (t *transport) full() bool {
 	}
 	if t.owes {
 		if wait := t.rate.Take(t.messageRate(), time.Now()); wait > 0 {
+			t.e.stats.limit(limitedMessageRate)
 			time.AfterFunc(wait, t.nc.Resume)
 			return true
 		}
@@ -933,6 +970,7 @@ func (t *transport) full() bool {
 	if !t.lane.Full(limit) {
 		return false
 	}
+	t.e.stats.limit(limitedInbox)
 	t.stalled.Store(true)
 	// The lane may have moved before it could see stalled.
 	return t.lane.Full(limit) || !t.stalled.Swap(false)
@@ -975,6 +1013,7 @@ func (t *transport) handle(ev *wire.Event) {
 		t.lane.Put(0, t.conn.Unbind, t)
 	case wire.Ping:
 		if t.pings.Take(pingRate, time.Now()) > 0 {
+			t.e.stats.limit(limitedPings)
 			t.fail(&wire.Error{Code: wire.Policy, Text: "too many pings"})
 			return
 		}
@@ -983,7 +1022,7 @@ func (t *transport) handle(ev *wire.Event) {
 		}
 		return
 	case wire.Closed:
-		t.end(ReasonClient)
+		t.end(ReasonClient, false)
 		t.nc.Shut(ev.Reply, false, closeWait)
 		if n, _ := t.nc.Queued(); n == 0 {
 			t.nc.Close()
@@ -1002,6 +1041,10 @@ func (t *transport) receive(m *Received) {
 	e, c := t.e, t.conn
 	switch t.why() {
 	case ReasonKicked, ReasonReplaced, ReasonRefused, ReasonExpired, ReasonPanic:
+		e.stats.discarded.Add(1)
+		return
+	}
+	if t.parted {
 		e.stats.discarded.Add(1)
 		return
 	}
@@ -1082,12 +1125,11 @@ func (t *transport) login(claim *wire.LoginClaim) {
 
 // fail ends a connection whose peer broke the protocol.
 func (t *transport) fail(err error) {
-	if t.ending() {
-		t.nc.Close()
-		return
-	}
 	broken := &wire.Error{Code: wire.Protocol, Text: "protocol error"}
 	errors.As(err, &broken)
+	if broken.Code == wire.TooBig {
+		t.e.stats.limit(limitedMaxMessage)
+	}
 	t.e.log.Debug("push: protocol error", "conn", t.conn.id, "err", broken)
 	t.shut(ReasonProtocol, broken.Code, broken.Text, true)
 }
@@ -1103,6 +1145,7 @@ func (t *transport) Tick(now time.Time) {
 		t.shut(ReasonHeartbeat, wire.GoingAway, "no sign of life", true)
 		return
 	case begun > 0 && e.cfg.Limits.MessageTimeout > 0 && now.Sub(time.Unix(0, begun)) > e.cfg.Limits.MessageTimeout:
+		e.stats.limit(limitedMessageTimeout)
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
 	}
@@ -1119,13 +1162,24 @@ func (t *transport) Tick(now time.Time) {
 // heartbeatGrace is how much longer than a heartbeat a client may be silent.
 const heartbeatGrace = 20 * time.Second
 
-// Slow ends a connection that does not take what is sent to it. The driver
-// calls it, too.
-func (t *transport) Slow() { t.shut(ReasonSlow, wire.TooSlow, "too slow", true) }
+// Slow is the driver's word that the queue is stuck, or the fullest when all
+// queues together were full.
+func (t *transport) Slow() {
+	if t.shut(ReasonSlow, wire.TooSlow, "too slow", true) {
+		t.e.stats.limit(limitedStuck)
+	}
+}
+
+// overflow ends a connection whose queue is full.
+func (t *transport) overflow() {
+	if t.shut(ReasonSlow, wire.TooSlow, "too slow", true) {
+		t.e.stats.limit(limitedQueue)
+	}
+}
 
 // Closed is the driver's last call.
 func (t *transport) Closed(err error) {
-	t.end(ReasonLost)
+	t.end(ReasonLost, false)
 	e, why := t.e, t.why()
 	e.log.Debug("push: closed", "conn", t.conn.id, "user", brief(t.conn.UserID()), "why", string(why), "err", err)
 	e.stats.ended(why)
@@ -1148,10 +1202,11 @@ func (t *transport) why() Reason {
 
 // end marks the transport as ending and ends its Conn. It tells whether it was
 // the first to do so, and so whose reason counts.
-func (t *transport) end(why Reason) bool {
+func (t *transport) end(why Reason, flush bool) bool {
 	first := t.ends.CompareAndSwap(0, 1+uint32(reasonIndex(why)))
 	if first {
-		t.conn.end(why)
+		t.conn.gone.Store(true)
+		t.conn.end(why, flush)
 	}
 	return first
 }
@@ -1159,7 +1214,7 @@ func (t *transport) end(why Reason) bool {
 // shut ends the transport politely: what is queued (with cut only what is
 // already on its way), then the protocol's goodbye with this code.
 func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool {
-	if !t.end(why) {
+	if !t.end(why, !cut) {
 		return false
 	}
 	t.nc.Shut(t.session.Close(nil, code, text), cut, closeWait)
@@ -1168,13 +1223,13 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 
 // cut ends the transport at once.
 func (t *transport) cut(why Reason) {
-	t.end(why)
+	t.end(why, false)
 	t.nc.Close()
 }
 
 // Received is a message from a client.
 type Received struct {
-	Event string
+	Event string // its name, 1 to 256 bytes of UTF-8 without control characters
 
 	value  wire.Value
 	id     uint64 // of the answer
@@ -1372,7 +1427,7 @@ func clientText(err error) string {
 // ServeHTTP takes WebSockets, and serves the page's client where the path ends
 // in /push.js. A request that does not ask for a WebSocket gets 426.
 func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if strings.HasSuffix(r.URL.Path, "/push.js") {
+	if path.Base(r.URL.Path) == "push.js" {
 		w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-cache")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -1401,6 +1456,12 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if !e.allowsOrigin(r) {
 		return refuse(refusedOrigin, &upgrade.Refusal{Status: http.StatusForbidden, Text: "origin not allowed"})
 	}
+	asked := r // what the gate sees
+	if e.cfg.CheckOrigin == nil && !e.origins.Trusts(r) {
+		asked = r.Clone(r.Context())
+		asked.Header.Del("Cookie")
+		asked.Header.Del("Authorization")
+	}
 	remote := e.remote(r)
 	if !e.enter() {
 		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
@@ -1426,7 +1487,7 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	}()
 
 	d := dialect(max(upgrade.Negotiate(r, protocols[:]), int(dialectJSON)))
-	l := claims(r, d, remote)
+	l := claims(asked, d, remote)
 	if err := l.check(); err != nil {
 		return refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusBadRequest, Text: "bad login"})
 	}
@@ -1437,8 +1498,11 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if e.draining.Load() {
 		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
 	}
-	if err == nil && who.user != "" && who.class == "" && limits.MaxConnsPerUser > 0 && e.places.size(placeKey{kindUser, who.user}) >= limits.MaxConnsPerUser {
-		err = ErrLimit // bind decides; this is for the status
+	if err == nil && who.user != "" { // bind decides; this is for the status
+		err = e.places.ask(placeKey{kindUser, who.user}, func(pl *place) error {
+			_, err := e.makeRoom(pl, nil, who.class)
+			return err
+		})
 	}
 	var no *upgrade.Refusal
 	var code wire.Code

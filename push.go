@@ -90,8 +90,11 @@ type Config struct {
 
 	// OnConnect runs once for each Conn, when it is already in its user's
 	// place and its rooms. What it pushes to c (c.Push, or the Engine's
-	// methods with ctx) reaches c before anything pushed meanwhile by others.
-	// ctx ends with the connection. nil: nothing.
+	// methods with ctx) reaches c before anything pushed meanwhile by others,
+	// which waits until OnConnect returns: one that takes long is a queue that
+	// fills. What was pushed just before may come behind a snapshot that has
+	// it already: give both a version. ctx ends with the connection. nil:
+	// nothing.
 	OnConnect func(ctx context.Context, c *Conn)
 
 	// OnMessage gets what no handler of [On] took. What it returns answers a
@@ -111,12 +114,14 @@ type Config struct {
 
 	// Origins are the pages that may connect: "https://shop.example",
 	// "*.example.com" (any scheme and port), "null" (pages from files), "*"
-	// (all). A request without an Origin is not from a page and is not asked.
-	// nil: only pages of the same host.
+	// (all; one that is let in by this alone comes without its Cookie and
+	// Authorization headers, so that no page can act for who visits it). A
+	// request without an Origin is not from a page and is not asked. nil: only
+	// pages of the same host. An empty list: none.
 	Origins []string
 
-	// CheckOrigin decides instead of Origins. It runs on the handler's
-	// goroutine. nil: Origins decides.
+	// CheckOrigin decides instead of Origins, and whom it lets in comes with
+	// all headers. It runs on the handler's goroutine. nil: Origins decides.
 	CheckOrigin func(r *http.Request) bool
 
 	// RemoteAddr tells the client's address behind a proxy, for Login.Remote
@@ -132,6 +137,7 @@ type Config struct {
 	// clients do not come back all at once. 0: at once.
 	Drain time.Duration
 
+	// Limits bound what the engine holds.
 	Limits Limits
 
 	// Cluster joins this node to others. nil: one node.
@@ -149,10 +155,10 @@ type Limits struct {
 	MaxConns        int // connections; 503. 0: three quarters of the process's descriptors
 	MaxPending      int // upgrades whose login is undecided; 503. 0: 4 096
 	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429. 0: 64
-	MaxConnsPerAddr int // connections of one address, loopback not counted; 429. 0: none
+	MaxConnsPerAddr int // connections of one whole address, loopback not counted; 429. 0: none
 
 	MaxMessage int // bytes of one message from a client; 1009. 0: 64 KiB
-	MaxPush    int // bytes of one push, encoded; ErrTooLarge. 0: 1 MiB
+	MaxPush    int // bytes of one push: its JSON, or its bytes, and the event's name; ErrTooLarge. 0: 1 MiB
 
 	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. 0: 256 KiB
 	QueueMessages   int // the same in messages. 0: 8 192
@@ -278,9 +284,10 @@ type Message struct {
 	// Ack is the proof of arrival asked for. Zero: none.
 	Ack Ack
 
-	// Async returns at once also where a push waits for its devices: the
-	// Receipt then has Targets and Offline only, and outcomes go to Progress.
-	// ctx is not used after the return; the wait is Limits.AckTimeout.
+	// Async does not wait for devices: the Receipt has Targets and Offline
+	// only, and outcomes go to Progress. Only a full fan-out queue
+	// (Limits.FanoutBytes) is waited for, until ctx ends; ctx is not used after
+	// the return, and the wait for answers is Limits.AckTimeout.
 	Async bool
 
 	// Rate paces the push: that many devices a second, in no order relative
@@ -429,6 +436,7 @@ type Engine struct {
 	draining atomic.Bool    // no more connections
 	closed   atomic.Bool    // no more pushes
 	ending   sync.Once      // brings done about
+	leaving  chan struct{}  // closed when draining begins: paced pushes give up
 	cutting  chan struct{}  // closed by ending: what waits for time gives up
 	done     chan struct{}  // closed when everything has ended
 	live     tally.Tally    // transports that have not ended
@@ -436,8 +444,8 @@ type Engine struct {
 	hooks    tally.Tally    // goroutines that run hooks
 }
 
-// New makes an engine from cfg and starts it. It listens nowhere by itself:
-// mount it as an http.Handler. An error says which field of cfg cannot be
+// New makes an engine from cfg and starts it; Shutdown or Close ends it. It
+// listens nowhere by itself: mount it as an http.Handler. An error says which field of cfg cannot be
 // used, or why the cluster could not be started.
 func New(cfg Config) (*Engine, error) {
 	cfg.Limits = cfg.Limits.withDefaults()
@@ -461,6 +469,7 @@ func New(cfg Config) (*Engine, error) {
 		origins:  rule,
 		idBase:   uint64(rand.Uint32()|1) << 32,
 		handlers: make(map[string]handler),
+		leaving:  make(chan struct{}),
 		cutting:  make(chan struct{}),
 		done:     make(chan struct{}),
 	}
@@ -480,7 +489,7 @@ func New(cfg Config) (*Engine, error) {
 		WriteTimeout:  cfg.Limits.WriteTimeout,
 		Tick:          min(time.Second, max(cfg.Heartbeat/5, 10*time.Millisecond)),
 	})
-	for range runtime.GOMAXPROCS(0) {
+	for range min(runtime.GOMAXPROCS(0), 256) { // Conn.shard is a byte
 		e.shards = append(e.shards, newShard(e, len(e.shards)))
 	}
 	e.places = newPlaces(len(e.shards), e.presence)
@@ -524,7 +533,7 @@ func (e *Engine) Broadcast(ctx context.Context, m Message) (Receipt, error) {
 // a or m.
 //
 // What one goroutine pushes reaches a connection in the order of the calls,
-// whatever the audiences (but see Message.Rate).
+// whatever the audiences (but see Message.Rate and Conn.Push).
 func (e *Engine) Push(ctx context.Context, a Audience, m Message) (Receipt, error) {
 	return e.push(ctx, &a, &m)
 }
@@ -549,20 +558,20 @@ func (e *Engine) Leave(ctx context.Context, a Audience, room string) (int, error
 // do not come back from by themselves) and tells how many. text goes to the
 // client, cut at 123 bytes.
 func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error) {
-	for _, s := range e.shards { // behind what the caller pushed before
-		if err := s.flush(ctx); err != nil {
-			return 0, err
-		}
-	}
 	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil })
 }
 
-// each calls f for every connection of an audience and counts the ones that
-// it says yes to.
+// each calls f for every connection of an audience, behind what was pushed
+// before, and counts the ones that it says yes to.
 func (e *Engine) each(ctx context.Context, a Audience, f func(*Conn) (bool, error)) (n int, err error) {
 	conns, err := e.find(&a)
 	if err != nil {
 		return 0, err
+	}
+	for _, s := range e.shards {
+		if err := s.flush(ctx); err != nil {
+			return 0, err
+		}
 	}
 	var errs []error
 	for _, c := range conns {
@@ -588,7 +597,7 @@ type Receipt struct {
 	Acked      int        `json:"acked"`                // of them with Status Acked
 	Failed     int        `json:"failed"`               // of them with any other Status
 	Offline    []string   `json:"offline,omitempty"`    // users asked for that had no device
-	Deliveries []Delivery `json:"deliveries,omitempty"` // one for each device, in no order; none for a room or all without an ack
+	Deliveries []Delivery `json:"deliveries,omitempty"` // one for each device, in no order; none for a room or all without Ack and Rate
 }
 
 // Delivery is what became of a push on one device.
@@ -659,6 +668,8 @@ func (a *Audience) one() error {
 		return errors.New("push: the audience has more than one of User, Users, Room, All and Conn")
 	case a.Percent < 0 || a.Percent > 100:
 		return fmt.Errorf("push: Audience.Percent is %d, want 0 to 100", a.Percent)
+	case a.MinVersion != "" && olderVersion(a.MinVersion, "0"):
+		return fmt.Errorf("push: Audience.MinVersion is %q, want dotted numbers", a.MinVersion)
 	}
 	return nil
 }
@@ -717,25 +728,28 @@ func share(user string, id ConnID) uint32 {
 	return h.Sum32() % 100
 }
 
-// olderVersion compares dotted numbers; missing parts are 0, and what is not
-// dotted numbers is older than everything.
+// olderVersion compares dotted numbers; missing parts are 0, and a v that is
+// not dotted numbers is older than everything.
 func olderVersion(v, least string) bool {
-	for v != "" || least != "" {
-		var a, b string
-		a, v, _ = strings.Cut(v, ".")
-		b, least, _ = strings.Cut(least, ".")
-		x, xerr := strconv.ParseUint(cmp.Or(a, "0"), 10, 32)
-		y, yerr := strconv.ParseUint(cmp.Or(b, "0"), 10, 32)
-		switch {
-		case xerr != nil:
+	older := 0 // -1: decided, v is older; 1: v is newer
+	for more, needs := true, true; more || needs; {
+		a, b := "0", "0"
+		if more {
+			a, v, more = strings.Cut(v, ".")
+		}
+		if needs {
+			b, least, needs = strings.Cut(least, ".")
+		}
+		x, err := strconv.ParseUint(a, 10, 32)
+		if err != nil {
 			return true
-		case yerr != nil:
-			return false
-		case x != y:
-			return x < y
+		}
+		y, _ := strconv.ParseUint(b, 10, 32)
+		if older == 0 {
+			older = cmp.Compare(x, y)
 		}
 	}
-	return false
+	return older < 0
 }
 
 // find tells the connections of an audience.
@@ -830,7 +844,7 @@ func (e *Engine) admitPush(ctx context.Context, p *encoded, m *Message, s *scrat
 		return err
 	}
 	if !e.pushRate.take(e.cfg.Limits.PushRate) {
-		e.stats.delivered(Overloaded, 1)
+		e.stats.limit(limitedPushRate)
 		return ErrOverloaded
 	}
 	if err := e.encode(p, m, s); err != nil {
@@ -1073,17 +1087,19 @@ func (f *flight) launch(ctx context.Context, p *encoded, from *Conn) {
 // twentieth of a second, in which several may be written.
 func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate int) {
 	begin := time.Now()
+	told := begin
 	for i, c := range f.conns {
 		due := time.Duration(float64(i) / float64(rate) * float64(time.Second))
-		if ahead := due - time.Since(begin); ahead > 0 && f.e.sleep(ctx, (ahead+paceStep-1)/paceStep*paceStep) != nil {
+		if ahead := due - time.Since(begin); ahead > 0 && sleep(ctx, (ahead+paceStep-1)/paceStep*paceStep, f.e.leaving) != nil {
 			for ; i < len(f.conns); i++ {
 				f.settle(i, Overloaded, nil)
 			}
 			return
 		}
 		f.send(i, c, p, from)
-		if f.progress != nil && i%256 == 255 {
-			f.poke()
+		if f.progress != nil && time.Since(told) >= progressEvery {
+			told = time.Now()
+			f.tell(false)
 		}
 	}
 }
@@ -1115,7 +1131,7 @@ func (f *flight) send(i int, c *Conn, p *encoded, from *Conn) {
 		f.settle(i, status, nil)
 	}
 	if status == Slow {
-		c.t.Slow() // after the settling: what it ends is Gone, and this was not sent
+		c.t.overflow() // after the settling: what it ends is Gone, and this was not sent
 	}
 }
 
@@ -1327,16 +1343,25 @@ func (e *Engine) Ready() error {
 // Retry-After), peers are told that this node drains, acks in flight are
 // waited for, what is queued is flushed, connections are closed (1001) spread
 // over Config.Drain, hooks end, the cluster is left. Pushes work until the
-// last connection is closed. When ctx ends, everything is cut and its error is
+// last connection is closed. At most half of ctx's time goes to acks in flight
+// (without a deadline Limits.AckTimeout), and paced pushes give up what they
+// have not sent. When ctx ends, everything is cut and its error is
 // returned; a hook that never returns is then left behind. Call it before
 // http.Server.Shutdown, which neither closes nor waits for WebSockets. It is
 // safe to call it again, and at any time after New.
 func (e *Engine) Shutdown(ctx context.Context) error {
 	e.drain()
-	err := e.flights[0].Wait(ctx)
-	if err == nil {
-		err = e.closeAll(ctx)
+	half := e.cfg.Limits.AckTimeout // of what is left, so that there is time for goodbyes
+	if until, ok := ctx.Deadline(); ok {
+		half = time.Until(until) / 2
 	}
+	waiting, cancel := ctx, context.CancelFunc(func() {})
+	if half > 0 {
+		waiting, cancel = context.WithTimeout(ctx, half)
+	}
+	e.flights[0].Wait(waiting)
+	cancel()
+	err := e.closeAll(ctx)
 	return cmp.Or(err, e.finish(ctx))
 }
 
@@ -1352,7 +1377,11 @@ func (e *Engine) Close() error {
 
 // drain refuses new connections from now on.
 func (e *Engine) drain() {
-	if !e.draining.Swap(true) && e.cluster != nil {
+	if e.draining.Swap(true) {
+		return
+	}
+	close(e.leaving)
+	if e.cluster != nil {
 		e.cluster.drain()
 	}
 }
@@ -1386,7 +1415,7 @@ func (e *Engine) closeAll(ctx context.Context) error {
 	begin := time.Now()
 	for i, t := range all {
 		if due := e.cfg.Drain*time.Duration(i)/time.Duration(len(all)) - time.Since(begin); due > 0 {
-			if err := e.sleep(ctx, due); err != nil {
+			if err := sleep(ctx, due, e.cutting); err != nil {
 				return err
 			}
 		}
@@ -1444,8 +1473,8 @@ func (e *Engine) ended(ctx context.Context) error {
 // endGrace is how long Close waits for goroutines to end.
 const endGrace = 100 * time.Millisecond
 
-// sleep waits for d, or returns ctx's error, or ErrClosed.
-func (e *Engine) sleep(ctx context.Context, d time.Duration) error {
+// sleep waits for d, or returns ctx's error, or ErrClosed when ended is closed.
+func sleep(ctx context.Context, d time.Duration, ended <-chan struct{}) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -1453,7 +1482,7 @@ func (e *Engine) sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-e.cutting:
+	case <-ended:
 		return ErrClosed
 	}
 }
@@ -1519,6 +1548,7 @@ type Stats struct {
 	Pushes      uint64            `json:"pushes"`      // calls that were let through
 	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
 	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
+	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
@@ -1548,6 +1578,27 @@ const (
 
 var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conns", "max_pending", "max_conns_per_user", "max_conns_per_addr", "draining", "bad_request", "hijack"}
 
+// limited is a counter of Stats.Limited.
+type limited uint8
+
+const (
+	limitedMessageRate limited = iota
+	limitedInbox
+	limitedFanout
+	limitedPushRate
+	limitedAcks
+	limitedRooms
+	limitedQueue
+	limitedStuck
+	limitedMessageTimeout
+	limitedMaxMessage
+	limitedPings
+	limitedReplies
+	limits
+)
+
+var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies"}
+
 // reasons are the counters of Stats.Closed.
 var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProtocol, ReasonRefused, ReasonSlow, ReasonKicked, ReasonReplaced, ReasonExpired, ReasonPanic, ReasonShutdown}
 
@@ -1561,11 +1612,13 @@ type counters struct {
 	received, unhandled, discarded, undecodable, ignored atomic.Uint64
 	panics, slowHooks                                    atomic.Uint64
 	refusals                                             [refusals]atomic.Uint64
+	limits                                               [limits]atomic.Uint64
 	closed                                               [len(reasons)]atomic.Uint64
 	deliveries                                           [statuses]atomic.Uint64
 }
 
 func (s *counters) refused(why refusedWhy) { s.refusals[why].Add(1) }
+func (s *counters) limit(which limited)    { s.limits[which].Add(1) }
 func (s *counters) ended(why Reason)       { s.closed[reasonIndex(why)].Add(1) }
 
 func (s *counters) delivered(status Status, n int) {
@@ -1583,11 +1636,14 @@ func (e *Engine) Stats() Stats {
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),
-		Refused: make(map[string]uint64), Closed: make(map[Reason]uint64), Deliveries: make(map[string]uint64),
+		Limited: make(map[string]uint64), Refused: make(map[string]uint64), Closed: make(map[Reason]uint64), Deliveries: make(map[string]uint64),
 	}
 	s.Conns, s.Users, s.Rooms, s.Memberships = e.places.totals()
 	for i, name := range refusalNames {
 		s.Refused[name] = c.refusals[i].Load()
+	}
+	for i, name := range limitNames {
+		s.Limited[name] = c.limits[i].Load()
 	}
 	for i, why := range reasons {
 		s.Closed[why] = c.closed[i].Load()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -1219,6 +1220,216 @@ func TestStatusAndConnIDAreText(t *testing.T) {
 	if s := push.Status(200).String(); s != "status(200)" {
 		t.Errorf("got %q", s)
 	}
+}
+
+func TestAPageThatOnlyTheStarLetsInComesWithoutItsCookies(t *testing.T) {
+	seen := make(map[string]string)
+	cfg := push.Config{
+		Origins: []string{"*", "https://shop.example"},
+		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
+			seen[l.Header("Origin")] = l.Cookie("session") + l.Token
+			return "", nil
+		},
+	}
+	inMemory(t, cfg, func(w *world) {
+		for _, page := range []string{"https://evil.example", "null", "https://shop.example", "http://192.0.2.1"} {
+			if _, _, err := w.dial(doors[0], "", http.Header{"Origin": {page}, "Cookie": {"session=s"}, "Authorization": {"Bearer t"}}); err != nil {
+				t.Errorf("%s: %v", page, err)
+			}
+		}
+		want := map[string]string{"https://evil.example": "", "null": "", "https://shop.example": "st", "http://192.0.2.1": "st"}
+		if !maps.Equal(seen, want) {
+			t.Errorf("want %v, got %v", want, seen)
+		}
+	})
+}
+
+func TestCompressionIsNotOffered(t *testing.T) {
+	inMemory(t, push.Config{}, func(w *world) {
+		dialer := websocket.Dialer{NetDialContext: w.ln.DialContext, EnableCompression: true}
+		ws, resp, err := dialer.Dial("ws://192.0.2.1/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ws.Close()
+		if got := resp.Header.Get("Sec-Websocket-Extensions"); got != "" {
+			t.Errorf("want no extension, got %q", got)
+		}
+	})
+}
+
+func TestPushJSIsServedAlsoBehindStripPrefix(t *testing.T) {
+	e, err := push.New(push.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	rec := httptest.NewRecorder()
+	http.StripPrefix("/rt/", e).ServeHTTP(rec, httptest.NewRequest("GET", "/rt/push.js", nil))
+	if rec.Code != 200 {
+		t.Errorf("want 200, got %d", rec.Code)
+	}
+}
+
+func TestProgressIsToldWhileAPushIsPaced(t *testing.T) {
+	inMemory(t, push.Config{}, func(w *world) {
+		for range 40 {
+			w.connect(doors[0], "")
+		}
+		var sent []int
+		r, err := w.Broadcast(w.Context(), push.Message{Rate: 20, Progress: func(r push.Receipt) { sent = append(sent, r.Sent) }})
+		if err != nil || r.Sent != 40 {
+			t.Fatalf("want 40 sent, got %+v, %v", r, err)
+		}
+		if len(sent) < 10 || !slices.IsSorted(sent) || sent[0] > 10 || sent[len(sent)-1] != 40 {
+			t.Errorf("two seconds of pushing: want at least ten rising calls, got %v", sent)
+		}
+	})
+}
+
+func TestWhatWaitsForOnConnectIsBoundedAndNotForgotten(t *testing.T) {
+	let := make(chan struct{})
+	cfg := push.Config{
+		Authenticate: push.TrustClaims,
+		Limits:       push.Limits{TotalQueueBytes: 100_000},
+		OnConnect: func(ctx context.Context, c *push.Conn) {
+			if c.UserID() != "free" {
+				<-let
+			}
+		},
+	}
+	synctest.Test(t, func(t *testing.T) {
+		let = make(chan struct{})
+		e, err := push.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, _ := memnet.Listen("192.0.2.1:80")
+		srv := &http.Server{Handler: e}
+		go srv.Serve(ln)
+		w := &world{t, e, ln}
+		kicked := w.connect(doors[0], "user=kicked")
+		if _, err := w.PushToUser(w.Context(), "kicked", push.Message{Event: "held"}); err != nil {
+			t.Fatal(err)
+		}
+		w.Kick(w.Context(), push.Audience{User: "kicked"}, "")
+		kicked.wantPush("held", nil)
+		kicked.wantClose(4410)
+
+		for i := range 20 {
+			w.connect(doors[0], fmt.Sprintf("user=u%d", i))
+		}
+		slow := 0
+		for i := range 20 {
+			_, err := w.PushToUser(w.Context(), fmt.Sprintf("u%d", i), push.Message{Data: strings.Repeat("x", 10_000)})
+			if errors.Is(err, push.ErrSlow) {
+				slow++
+			}
+			if n := w.Stats().QueuedBytes; n > 110_000 {
+				t.Fatalf("held pushes take %d bytes", n)
+			}
+		}
+		if slow < 8 {
+			t.Errorf("20 times 10 000 bytes into 100 000: want about half refused, got %d", slow)
+		}
+		close(let)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
+		defer cancel()
+		e.Shutdown(ctx)
+		srv.Close()
+		checkEmpty(t, e)
+	})
+}
+
+func TestAVersionThatIsNoneIsOlderThanEverything(t *testing.T) {
+	inMemory(t, push.Config{}, func(w *world) {
+		for _, version := range []string{"", "1..9", "1.0", "v3", "2.0.0", "10"} {
+			w.connect(doors[0], "device=d"+version+"&version="+version)
+		}
+		for least, want := range map[string]int{"0": 3, "1": 3, "1.0.0": 3, "1.0.1": 2, "2": 2, "2.0.0.1": 1, "11": 0} {
+			if devices, err := w.Devices(w.Context(), push.Audience{All: true, MinVersion: least}); err != nil || len(devices) != want {
+				t.Errorf("at least %s: want %d, got %v, %v", least, want, devices, err)
+			}
+		}
+		for _, least := range []string{"v2", "1..9", ".", "1.", "-1"} {
+			if _, err := w.Broadcast(w.Context(), push.Message{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Push(w.Context(), push.Audience{All: true, MinVersion: least}, push.Message{}); err == nil {
+				t.Errorf("MinVersion %q was taken", least)
+			}
+		}
+	})
+}
+
+func TestARoomPushGoesToWhoWasThereWhenItWasPushed(t *testing.T) {
+	inMemory(t, push.Config{Authenticate: push.TrustClaims}, func(w *world) {
+		for range 80 {
+			w.connect(doors[0], "")
+		}
+		w.Join(w.Context(), push.Audience{All: true}, "room")
+		alice := w.connect(doors[0], "user=alice")
+		var c *push.Conn
+		for conn := range w.Conns() {
+			if conn.UserID() == "alice" {
+				c = conn
+			}
+		}
+		for i := range 100 {
+			w.PushToRoom(w.Context(), "room", push.Message{Event: "not hers"})
+			c.Join("room")
+			w.PushToRoom(w.Context(), "room", push.Message{Event: "hers", Data: i})
+			c.Leave("room")
+		}
+		for i := range 100 {
+			alice.wantPush("hers", i)
+		}
+		alice.wantNothing()
+	})
+}
+
+func TestLimitsAreCountedByName(t *testing.T) {
+	cfg := push.Config{Authenticate: push.TrustClaims, Limits: push.Limits{
+		MaxMessage: 200, MessageRate: 2, AcksWaiting: 1, PushRate: 3, InboxMessages: 1, QueueBytes: 1000, WriteTimeout: 2 * time.Second, MessageTimeout: time.Second,
+	}}
+	inMemory(t, cfg, func(w *world) {
+		push.On(w.Engine, "slow", func(ctx context.Context, c *push.Conn, in any) (any, error) {
+			time.Sleep(100 * time.Millisecond)
+			return nil, nil
+		})
+		c := w.connect(doors[0], "user=alice")
+		for range 15 {
+			c.send(map[string]any{"event": "slow"})
+		}
+		time.Sleep(10 * time.Second)
+		w.PushToUser(w.Context(), "alice", push.Message{Ack: push.BizAck, Async: true})
+		w.PushToUser(w.Context(), "alice", push.Message{Ack: push.BizAck})
+		for range 5 {
+			w.PushToUser(w.Context(), "alice", push.Message{})
+		}
+		for i := range 257 {
+			w.Join(w.Context(), push.Audience{User: "alice"}, fmt.Sprint(i))
+		}
+		big := w.connect(doors[0], "")
+		big.send(map[string]any{"event": strings.Repeat("x", 250)})
+		big.wantClose(1009)
+		half := w.connect(doors[0], "")
+		half.ws.NetConn().Write([]byte{0x81})
+		half.wantClose(1008)
+		pings := w.connect(doors[0], "")
+		for range 22 {
+			pings.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(time.Second))
+		}
+		pings.wantClose(1008)
+		time.Sleep(5 * time.Second)
+		got := w.Stats().Limited
+		for _, name := range []string{"message_rate", "inbox", "push_rate", "acks_waiting", "rooms", "max_message", "message_timeout", "pings"} {
+			if got[name] == 0 {
+				t.Errorf("%s is not counted: %v", name, got)
+			}
+		}
+	})
 }
 
 // TestAllocations keeps what is promised about allocations.

@@ -462,6 +462,7 @@ func (s *shard) post(ctx context.Context, it *item) error {
 		}
 		space := s.space
 		s.mu.Unlock()
+		s.e.stats.limit(limitedFanout)
 		select {
 		case <-space:
 		case <-ctx.Done():

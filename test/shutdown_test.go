@@ -262,7 +262,11 @@ func TestShutdownCutsEverythingWhenItsTimeIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, push.Config{})
 		alice := w.connect("alice")
-		alice.onAck(silent)
+		alice.pause() // and so it says no goodbye, when the read under way has brought something
+		if _, err := w.PushToUser(t.Context(), "alice", push.Message{}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
 		pushed := make(chan error)
 		go func() {
 			r, err := w.PushToUser(t.Context(), "alice", push.Message{Ack: push.AutoAck})
@@ -270,12 +274,12 @@ func TestShutdownCutsEverythingWhenItsTimeIsOver(t *testing.T) {
 			pushed <- err
 		}()
 		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
 		begin := time.Now()
 		err := w.Shutdown(ctx)
-		if took := time.Since(begin); took < 2*time.Second || took > 2200*time.Millisecond {
-			t.Errorf("Shutdown took %v, want its ctx's 2 s", took)
+		if took := time.Since(begin); took < 500*time.Millisecond || took > 700*time.Millisecond {
+			t.Errorf("Shutdown took %v, want its ctx's 500 ms", took)
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("Shutdown is %v, want its ctx's error, since connections were cut", err)
@@ -283,9 +287,40 @@ func TestShutdownCutsEverythingWhenItsTimeIsOver(t *testing.T) {
 		if err := <-pushed; !errors.Is(err, push.ErrGone) {
 			t.Errorf("the push: %v, want ErrGone", err)
 		}
+		alice.resume()
 		alice.end()
 		wantEnded(t, w.Engine)
 	})
+}
+
+// TestShutdownKeepsTimeForGoodbyes: acks that do not come take half of it.
+func TestShutdownKeepsTimeForGoodbyes(t *testing.T) {
+	for name, m := range map[string]push.Message{"ack": {Ack: push.AutoAck}, "paced": {Rate: 1}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, push.Config{})
+				alice, bob := w.connect("alice"), w.connect("bob")
+				alice.onAck(silent)
+				bob.onAck(silent)
+				pushed := make(chan struct{})
+				go func() { defer close(pushed); w.Broadcast(t.Context(), m) }()
+				synctest.Wait()
+				ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+				defer cancel()
+				begin := time.Now()
+				if err := w.Shutdown(ctx); err != nil || time.Since(begin) > 2200*time.Millisecond {
+					t.Errorf("Shutdown: %v after %v, want nil after at most 2 s", err, time.Since(begin))
+				}
+				for _, p := range []*page{alice, bob} {
+					if err := p.end(); !websocket.IsCloseError(err, 1001) {
+						t.Errorf("ended with %v, want 1001", err)
+					}
+				}
+				<-pushed
+				wantEnded(t, w.Engine)
+			})
+		})
+	}
 }
 
 // TestDrainSpreadsTheCloses, and lets nobody in meanwhile.

@@ -62,7 +62,8 @@ type Handler interface {
 	Tick(now time.Time)
 	// Slow says that the queue is stuck for WriteTimeout, or that it was the
 	// fullest when TotalBytes was reached. It is called at most once, with no
-	// lock of this package held, by the sweep or by any goroutine that calls
+	// lock of this package held but the one that makes reliefs wait for each
+	// other, by the sweep or by any goroutine that calls
 	// Write on any connection: a caller of Write holds no lock that Slow
 	// takes. The handler is expected to Shut with cut, or to Close, before it
 	// returns. It must not call Write: others wait for the memory.
@@ -225,6 +226,13 @@ func (d *Driver) sweep() {
 // from it comes out too short rather than too long, and costs no call of
 // time.Now.
 func (d *Driver) stamp() time.Duration { return time.Duration(d.clock.Load()) + d.cfg.Tick }
+
+// Reserve takes n bytes of TotalBytes for what is queued elsewhere, or
+// nothing; Release gives them back.
+func (d *Driver) Reserve(n int) bool { return d.reserve(n) }
+
+// Release gives back what Reserve took.
+func (d *Driver) Release(n int) { d.release(n) }
 
 // reserve takes n bytes of TotalBytes, or nothing.
 func (d *Driver) reserve(n int) bool {

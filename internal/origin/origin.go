@@ -43,27 +43,33 @@ func NewRule(entries []string) (*Rule, error) {
 	return r, nil
 }
 
-// All reports whether every page is let in. Credentials must then not be
-// offered to pages of other hosts.
-func (r *Rule) All() bool { return r != nil && r.all }
-
-// Allows reports whether the page that sends r's Origin may connect. A request
-// without an Origin does not come from a page (RFC 6454 section 7.3) and may.
+// Allows reports whether the page that sends the request's Origin may connect.
+// A request without an Origin does not come from a page (RFC 6454 section 7.3)
+// and may.
 func (r *Rule) Allows(req *http.Request) bool {
-	values := req.Header["Origin"]
-	if len(values) == 0 || len(values) == 1 && values[0] == "" {
-		return true
-	}
-	if len(values) > 1 {
+	if len(req.Header["Origin"]) > 1 {
 		return false
 	}
-	page := strings.ToLower(values[0])
-	if r == nil {
-		u, err := url.Parse(page)
-		return err == nil && u.Host != "" && strings.EqualFold(u.Host, req.Host)
+	return r != nil && r.all || r.Trusts(req)
+}
+
+// Trusts reports whether the page may connect as its user, with cookies: it is
+// of the same host, or the list says more of it than "*".
+func (r *Rule) Trusts(req *http.Request) bool {
+	page := strings.ToLower(req.Header.Get("Origin"))
+	if page == "" {
+		return true
 	}
-	if r.all || page == "null" {
-		return r.all || r.exact[page]
+	if r == nil || r.all {
+		if u, err := url.Parse(page); err == nil && u.Host != "" && strings.EqualFold(u.Host, req.Host) {
+			return true
+		}
+	}
+	if r == nil {
+		return false
+	}
+	if page == "null" {
+		return r.exact[page]
 	}
 	u, err := url.Parse(page)
 	if err != nil || u.Scheme == "" || u.Host == "" {

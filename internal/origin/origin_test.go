@@ -64,6 +64,22 @@ func TestOnlyListedPagesAreLetIn(t *testing.T) {
 	}
 }
 
+func TestAPageThatOnlyTheStarLetsInIsNotTrusted(t *testing.T) {
+	rule, err := NewRule([]string{"*", "https://shop.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for page, want := range map[string]bool{"https://shop.example": true, "http://here.example:81": true, "https://evil.example": false, "null": false, "": true} {
+		r := request("here.example:81")
+		if page != "" {
+			r = request("here.example:81", page)
+		}
+		if !rule.Allows(r) || rule.Trusts(r) != want {
+			t.Errorf("%q: want let in, trusted %v", page, want)
+		}
+	}
+}
+
 func TestAnEntryThatCannotMatchIsRefused(t *testing.T) {
 	for _, entry := range []string{"", "shop.example", "https://", "https://a/path", "https://a/", "*.", "*.*.com", "https://*.com", "*.a:80", "http://u@h"} {
 		if _, err := NewRule([]string{entry}); err == nil {
