@@ -112,6 +112,10 @@ func inMemory(t *testing.T, cfg push.Config, f func(w *world)) {
 		srv := &http.Server{Handler: e}
 		served := make(chan struct{})
 		go func() { srv.Serve(ln); close(served) }()
+		t.Cleanup(func() { // a test that failed did not come to its end
+			e.Close()
+			srv.Close()
+		})
 		f(&world{t, e, ln})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
@@ -1391,7 +1395,7 @@ func TestARoomPushGoesToWhoWasThereWhenItWasPushed(t *testing.T) {
 
 func TestLimitsAreCountedByName(t *testing.T) {
 	cfg := push.Config{Authenticate: push.TrustClaims, Limits: push.Limits{
-		MaxMessage: 200, MessageRate: 2, AcksWaiting: 1, PushRate: 3, InboxMessages: 1, QueueBytes: 1000, WriteTimeout: 2 * time.Second, MessageTimeout: time.Second,
+		MaxMessage: 200, MessageRate: 2, AcksWaiting: 1, PushRate: 3, InboxMessages: 1, MessageTimeout: time.Second,
 	}}
 	inMemory(t, cfg, func(w *world) {
 		push.On(w.Engine, "slow", func(ctx context.Context, c *push.Conn, in any) (any, error) {
