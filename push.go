@@ -528,7 +528,8 @@ func (e *Engine) Broadcast(ctx context.Context, m Message) (Receipt, error) {
 //
 // The error is nil if any device is Sent (no ack asked) or Acked; otherwise
 // ctx's error if ctx ended, else one that Is the error of each status there
-// was. ErrClosed: the engine is closed. ErrTooLarge: m is over Limits.MaxPush
+// was. (To a room or to all without an ack it is ctx's error also if ctx ended
+// before the push was handed over to everybody; see Receipt.) ErrClosed: the engine is closed. ErrTooLarge: m is over Limits.MaxPush
 // and went to nobody. An error that is none of these says what is wrong with
 // a or m.
 //
@@ -593,7 +594,7 @@ func (e *Engine) each(ctx context.Context, a Audience, f func(*Conn) (bool, erro
 // what is still open (only in Progress, and with Async).
 type Receipt struct {
 	Targets    int        `json:"targets"`              // devices there were
-	Sent       int        `json:"sent"`                 // of them with Status Sent
+	Sent       int        `json:"sent"`                 // of them with Status Sent; to more than 64 in a room or of all, those it was handed over for
 	Acked      int        `json:"acked"`                // of them with Status Acked
 	Failed     int        `json:"failed"`               // of them with any other Status
 	Offline    []string   `json:"offline,omitempty"`    // users asked for that had no device
@@ -860,10 +861,25 @@ func (e *Engine) settled(r Receipt, m *Message) (Receipt, error) {
 	for i := range r.Deliveries {
 		e.stats.delivered(r.Deliveries[i].Status, 1)
 	}
+	e.progress(m, r)
+	return r, r.err(nil)
+}
+
+// handed returns the receipt of a push that was handed over without waiting.
+// err is why that ended early; then who is not Sent has not got it.
+func (e *Engine) handed(r Receipt, m *Message, err error) (Receipt, error) {
+	failed := r.Targets - r.Sent - r.Failed // besides those who were too slow
+	r.Failed += failed
+	e.stats.delivered(Overloaded, failed)
+	e.progress(m, r)
+	return r, err
+}
+
+// progress tells Progress a receipt in which everything is decided.
+func (e *Engine) progress(m *Message, r Receipt) {
 	if m.Progress != nil {
 		e.hook("Progress", 0, func() { m.Progress(r) })
 	}
-	return r, r.err(nil)
 }
 
 // pushPlace pushes to a whole place without an ack: conns are its members if
@@ -876,16 +892,11 @@ func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n i
 	push := p.share(e)
 	for i, s := range e.shards {
 		if err := s.post(ctx, &item{push: push, place: key, from: connecting(ctx)}); err != nil {
-			r.Sent = n * i / len(e.shards)
-			r.Failed = n - r.Sent
-			e.stats.delivered(Overloaded, r.Failed)
-			return r, err
+			r.Sent = n * i / len(e.shards) // about: connections are spread evenly over the shards
+			return e.handed(r, m, err)
 		}
 	}
-	if m.Progress != nil {
-		e.hook("Progress", 0, func() { m.Progress(r) })
-	}
-	return r, nil
+	return e.handed(r, m, nil)
 }
 
 // pushRoom pushes to connections of a room or of everyone without an ack: it
@@ -900,41 +911,33 @@ func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *enc
 				continue
 			}
 			if err := e.shards[i].post(ctx, &item{push: push, conns: mine, from: from}); err != nil {
-				r.Failed = r.Targets - r.Sent
-				e.stats.delivered(Overloaded, r.Failed)
-				return r, err
+				return e.handed(r, m, err)
 			}
 			r.Sent += len(mine)
 		}
-	} else {
-		var shared *encoded
-		for _, c := range conns {
-			s := e.shards[c.shard]
-			if s.pending.Load() > 0 {
-				if shared == nil {
-					shared = p.share(e)
-				}
-				if err := s.post(ctx, &item{push: shared, conns: []*Conn{c}, from: from}); err != nil {
-					r.Failed = r.Targets - r.Sent
-					e.stats.delivered(Overloaded, r.Failed)
-					return r, err
-				}
-				r.Sent++
-				continue
+		return e.handed(r, m, nil)
+	}
+	var shared *encoded
+	for _, c := range conns {
+		status := Sent
+		if s := e.shards[c.shard]; s.pending.Load() > 0 {
+			if shared == nil {
+				shared = p.share(e)
 			}
-			status := c.push(p, c == from)
+			if err := s.post(ctx, &item{push: shared, conns: []*Conn{c}, from: from}); err != nil {
+				return e.handed(r, m, err)
+			}
+		} else {
+			status = c.push(p, c == from)
 			e.stats.delivered(status, 1)
-			if status == Sent {
-				r.Sent++
-			} else {
-				r.Failed++
-			}
+		}
+		if status == Sent {
+			r.Sent++
+		} else {
+			r.Failed++
 		}
 	}
-	if m.Progress != nil {
-		e.hook("Progress", 0, func() { m.Progress(r) })
-	}
-	return r, nil
+	return e.handed(r, m, nil)
 }
 
 // byShard sorts connections by the shard they belong to.
