@@ -311,6 +311,7 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 	if err != nil {
 		return err
 	}
+	c.settled()
 	return c.bind(newIdentity(userID, class, &l), l.Expires, nil)
 }
 
@@ -415,7 +416,6 @@ func (c *Conn) settled() { c.t.e.shards[c.shard].flush(context.Background()) }
 // bind makes the connection who's and puts it into rooms. Whom it replaces is
 // closed.
 func (c *Conn) bind(who *identity, expires time.Time, rooms []string) error {
-	c.settled()
 	replaced, err := c.bindLocked(who, expires, rooms)
 	for _, old := range replaced {
 		old.shut(ReasonReplaced, wire.Replaced, "")
@@ -1108,6 +1108,7 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	}
 	who, err := t.e.authenticate(c.Context(), &l)
 	if err == nil {
+		c.settled()
 		err = c.bind(who, l.Expires, l.Rooms)
 	}
 	if err == nil {

@@ -145,7 +145,8 @@ type Config struct {
 
 	// Logger gets what goes wrong, at most ten lines a second of each kind; a
 	// healthy engine logs below Info only. Tokens, queries, cookies and bodies
-	// are never logged. nil: slog.Default().
+	// are never logged. Its handler must not call the engine, which may wait
+	// for it. nil: slog.Default().
 	Logger *slog.Logger
 }
 

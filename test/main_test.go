@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 // the testing package owns, after giving them some time to end.
 func leftGoroutines(patience time.Duration) string {
 	buf := make([]byte, 1<<20)
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; runtime.Gosched() {
 		var left []string
 		stacks := strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")
 		for _, stack := range stacks[1:] { // the first is this one
