@@ -150,6 +150,7 @@ type details struct {
 	device, os, version string
 	tags                []string
 	data                any
+	expires             int64 // Login.Expires in Unix nanoseconds, 0: never
 }
 
 var nodetails details
@@ -157,8 +158,15 @@ var nodetails details
 // newIdentity keeps copies: a substring of a request would keep all of it.
 func newIdentity(user, class string, l *Login) *identity {
 	who := &identity{strings.Clone(user), &nodetails}
-	if class != "" || l.DeviceID != "" || l.OS != "" || l.ClientVersion != "" || len(l.Tags) > 0 || l.Data != nil {
-		who.details = &details{class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion), tags: cloneAll(l.Tags), data: l.Data}
+	if class == "" && l.DeviceID == "" && l.OS == "" && l.ClientVersion == "" && len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
+		return who
+	}
+	who.details = &details{
+		class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion),
+		tags: cloneAll(l.Tags), data: l.Data,
+	}
+	if !l.Expires.IsZero() && l.Expires.Year() < 2200 { // later ones do not fit, and are never
+		who.expires = max(1, l.Expires.UnixNano())
 	}
 	return who
 }
@@ -179,18 +187,17 @@ type Conn struct {
 	nc      *netio.Conn // t's
 	dialect dialect     // t's
 	shard   uint8       // whose worker writes to it
+	ended   bool        // not static, guarded by mu: in no place ever again
+	greeted bool        // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
 	mark    uint32      // the shard's worker's: the last walk that took it
 	holding atomic.Bool // not static: OnConnect runs, pushes of others go to held; cleared under mu
 	gone    atomic.Bool // not static: it ends, so no push is taken any more, not even after one that was lost
 	t       *transport
 	id      ConnID
 
-	who     atomic.Pointer[identity] // written under mu
-	expires atomic.Int64             // Login.Expires in Unix nanoseconds, 0: never
+	who atomic.Pointer[identity] // written under mu
 
 	mu      sync.Mutex
-	ended   bool               // guarded by mu: in no place ever again
-	greeted bool               // guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
 	rooms   int32              // guarded by mu: how many of members are rooms
 	members *member            // guarded by mu: where it is
 	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
@@ -235,8 +242,8 @@ func (c *Conn) Login() Login {
 		Protocol: c.Protocol(), UserID: who.user, DeviceID: who.device, OS: who.os, ClientVersion: who.version,
 		Tags: who.tags, Remote: c.t.remoteAddr(), Data: who.data,
 	}
-	if at := c.expires.Load(); at != 0 {
-		l.Expires = time.Unix(0, at)
+	if who.expires != 0 {
+		l.Expires = time.Unix(0, who.expires)
 	}
 	return l
 }
@@ -312,7 +319,7 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 		return err
 	}
 	c.settled()
-	return c.bind(newIdentity(userID, class, &l), l.Expires, nil)
+	return c.bind(newIdentity(userID, class, &l), nil)
 }
 
 // Unbind takes the connection out of its user and of every room, as a logout
@@ -323,7 +330,6 @@ func (c *Conn) Unbind() {
 	defer c.mu.Unlock()
 	old := c.who.Load()
 	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, tags: old.tags}})
-	c.expires.Store(0)
 	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
 }
 
@@ -415,15 +421,15 @@ func (c *Conn) settled() { c.t.e.shards[c.shard].flush(context.Background()) }
 
 // bind makes the connection who's and puts it into rooms. Whom it replaces is
 // closed.
-func (c *Conn) bind(who *identity, expires time.Time, rooms []string) error {
-	replaced, err := c.bindLocked(who, expires, rooms)
+func (c *Conn) bind(who *identity, rooms []string) error {
+	replaced, err := c.bindLocked(who, rooms)
 	for _, old := range replaced {
 		old.shut(ReasonReplaced, wire.Replaced, "")
 	}
 	return err
 }
 
-func (c *Conn) bindLocked(who *identity, expires time.Time, rooms []string) (replaced []*Conn, err error) {
+func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
@@ -455,10 +461,6 @@ func (c *Conn) bindLocked(who *identity, expires time.Time, rooms []string) (rep
 		}
 	}
 	c.who.Store(who)
-	c.expires.Store(0)
-	if !expires.IsZero() && expires.Year() < 2200 { // later ones do not fit, and are never
-		c.expires.Store(max(1, expires.UnixNano()))
-	}
 	for _, room := range rooms {
 		if _, err := c.joinLocked(room); err != nil {
 			return replaced, err
@@ -824,7 +826,7 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, l *Login, counted 
 		c.addLocked(placeKey{kindAll, ""})
 	}
 	c.mu.Unlock()
-	err := c.bind(who, l.Expires, cloneAll(l.Rooms))
+	err := c.bind(who, cloneAll(l.Rooms))
 	if err != nil {
 		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
 	} else {
@@ -1109,7 +1111,7 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	who, err := t.e.authenticate(c.Context(), &l)
 	if err == nil {
 		c.settled()
-		err = c.bind(who, l.Expires, l.Rooms)
+		err = c.bind(who, l.Rooms)
 	}
 	if err == nil {
 		c.send(t.session.LoggedIn(nil, who.user, c.id.String()))
@@ -1150,7 +1152,7 @@ func (t *transport) Tick(now time.Time) {
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
 	}
-	if at := t.conn.expires.Load(); at > 0 && now.UnixNano() >= at {
+	if at := t.conn.who.Load().expires; at > 0 && now.UnixNano() >= at {
 		t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
 		return
 	}
