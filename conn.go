@@ -165,7 +165,11 @@ func newIdentity(user, class string, l *Login) *identity {
 		class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion),
 		tags: cloneAll(l.Tags), data: l.Data,
 	}
-	if !l.Expires.IsZero() && l.Expires.Year() < 2200 { // later ones do not fit, and are never
+	switch year := l.Expires.Year(); { // what does not fit has been, or never comes
+	case l.Expires.IsZero() || year >= 2200:
+	case year < 1970:
+		who.expires = 1
+	default:
 		who.expires = max(1, l.Expires.UnixNano())
 	}
 	return who
@@ -201,14 +205,15 @@ type Conn struct {
 	rooms   int32              // guarded by mu: how many of members are rooms
 	members *member            // guarded by mu: where it is
 	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
-	held    *held              // guarded by mu: nil when there is nothing
+	held    *held              // guarded by mu: while holding
 	life    *life              // guarded by mu: made at first need
 }
 
 // held is what waits until OnConnect is done.
 type held struct {
-	pushes []heldPush
-	bytes  int // a push counts queueCost extra
+	relay  sync.Mutex // who writes what was held: release, or an end that flushes. Taken before Conn.mu
+	pushes []heldPush // guarded by Conn.mu
+	bytes  int        // guarded by Conn.mu: a push counts queueCost extra
 }
 
 type heldPush struct {
@@ -597,23 +602,33 @@ const queueCost = 64
 // hold keeps a frame until OnConnect is done. The zero Status: it is done.
 func (c *Conn) hold(frame []byte, ack uint32) Status {
 	l := &c.t.e.cfg.Limits
+	cost := len(frame) + queueCost
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	h := c.held
 	switch {
-	case !c.holding.Load():
+	case h == nil:
 		return 0
 	case c.ended:
 		return Offline
-	case c.held != nil && (l.QueueBytes > 0 && c.held.bytes+len(frame)+queueCost > l.QueueBytes || l.QueueMessages > 0 && len(c.held.pushes) >= l.QueueMessages),
-		!c.t.e.driver.Reserve(len(frame) + queueCost):
+	case len(h.pushes) > 0 && (l.QueueBytes > 0 && h.bytes+cost > l.QueueBytes || l.QueueMessages > 0 && len(h.pushes) >= l.QueueMessages),
+		!c.t.e.keepHeld(cost):
 		return Slow
 	}
-	if c.held == nil {
-		c.held = new(held)
-	}
-	c.held.pushes = append(c.held.pushes, heldPush{frame, ack})
-	c.held.bytes += len(frame) + queueCost
+	h.pushes = append(h.pushes, heldPush{frame, ack})
+	h.bytes += cost
 	return Sent
+}
+
+// keepHeld takes n bytes for a push that is held, unless all of them together
+// are over TotalQueueBytes.
+func (e *Engine) keepHeld(n int) bool {
+	total := int64(e.cfg.Limits.TotalQueueBytes)
+	if e.held.Add(int64(n)) > total && total > 0 {
+		e.held.Add(-int64(n))
+		return false
+	}
+	return true
 }
 
 // unhold takes a push that wants an ack out of what is held.
@@ -627,29 +642,43 @@ func (c *Conn) unhold(ack uint32) bool {
 		if h.ack == ack {
 			c.held.pushes = slices.Delete(c.held.pushes, i, i+1)
 			c.held.bytes -= len(h.frame) + queueCost
-			c.t.e.driver.Release(len(h.frame) + queueCost)
+			c.t.e.held.Add(-int64(len(h.frame) + queueCost))
 			return true
 		}
 	}
 	return false
 }
 
+// take empties what is held. With last, if there was nothing, nothing is held
+// from now on.
+func (c *Conn) take(h *held, last bool) []heldPush {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pushes := h.pushes
+	c.t.e.held.Add(-int64(h.bytes))
+	h.pushes, h.bytes = nil, 0
+	if last && len(pushes) == 0 {
+		c.held = nil
+		c.holding.Store(false)
+	}
+	return pushes
+}
+
 // release sends what was held, and everything from now on at once.
 func (c *Conn) release() {
+	c.mu.Lock()
+	h := c.held
+	c.mu.Unlock()
+	h.relay.Lock()
+	defer h.relay.Unlock()
 	for {
-		c.mu.Lock()
-		held := c.held
-		c.held = nil
-		if held == nil {
-			c.holding.Store(false)
-			c.mu.Unlock()
+		pushes := c.take(h, true)
+		if len(pushes) == 0 {
 			return
 		}
-		c.mu.Unlock()
-		c.t.e.driver.Release(held.bytes)
-		for i, h := range held.pushes {
-			if c.nc.Write(h.frame) == netio.ErrSlow {
-				for _, unsent := range held.pushes[i:] {
+		for i, p := range pushes {
+			if c.nc.Write(p.frame) == netio.ErrSlow {
+				for _, unsent := range pushes[i:] {
 					if w, ok := c.takeAck(unsent.ack); ok {
 						w.flight.settle(w.index, Slow, nil)
 					}
@@ -737,8 +766,8 @@ func (c *Conn) end(why Reason, flush bool) {
 	}
 	c.ended = true
 	c.leaveLocked(func(placeKey) bool { return true })
-	acks, unsent, life, greeted := c.acks, c.held, c.life, c.greeted
-	c.acks, c.held = nil, nil
+	acks, h, life, greeted := c.acks, c.held, c.life, c.greeted
+	c.acks = nil
 	c.mu.Unlock()
 
 	e := c.t.e
@@ -746,15 +775,18 @@ func (c *Conn) end(why Reason, flush bool) {
 	if life != nil {
 		life.end()
 	}
-	if unsent != nil {
-		e.driver.Release(unsent.bytes)
-		for _, h := range unsent.pushes {
-			if flush && c.nc.Write(h.frame) == nil {
+	if h != nil {
+		if flush { // behind what release is writing
+			h.relay.Lock()
+			defer h.relay.Unlock()
+		}
+		for _, p := range c.take(h, false) {
+			if flush && c.nc.Write(p.frame) == nil {
 				continue
 			}
 			flush = false
-			if w, ok := acks[h.ack]; ok {
-				delete(acks, h.ack)
+			if w, ok := acks[p.ack]; ok {
+				delete(acks, p.ack)
 				w.flight.settle(w.index, Offline, nil)
 			}
 		}
@@ -816,7 +848,10 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, l *Login, counted 
 	t.nextPing = now.Add(e.cfg.Heartbeat/2 + e.cfg.Heartbeat/2*time.Duration(id%64)/64).UnixNano()
 	e.stats.accepted.Add(1)
 	e.stats.dialects[d].Add(1)
-	c.holding.Store(e.cfg.OnConnect != nil)
+	if e.cfg.OnConnect != nil {
+		c.held = new(held)
+		c.holding.Store(true)
+	}
 	c.who.Store(&identity{details: &nodetails})
 	t.nc = e.driver.Add(nc, t)
 	c.nc = t.nc
@@ -1170,6 +1205,8 @@ const heartbeatGrace = 20 * time.Second
 func (t *transport) Slow() {
 	if t.shut(ReasonSlow, wire.TooSlow, "too slow", true) {
 		t.e.stats.limit(limitedStuck)
+	} else {
+		t.nc.Shut(nil, true, closeWait) // it ends already; others wait for the memory
 	}
 }
 
@@ -1206,6 +1243,8 @@ func (t *transport) why() Reason {
 // end marks the transport as ending and ends its Conn. It tells whether it was
 // the first to do so, and so whose reason counts.
 func (t *transport) end(why Reason, flush bool) bool {
+	t.e.hooks.Add() // until OnDisconnect is on the lane: Closed may come meanwhile
+	defer t.e.hooks.Done()
 	first := t.ends.CompareAndSwap(0, 1+uint32(reasonIndex(why)))
 	if first {
 		t.conn.gone.Store(true)

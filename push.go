@@ -163,7 +163,7 @@ type Limits struct {
 
 	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. 0: 256 KiB
 	QueueMessages   int // the same in messages. 0: 8 192
-	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. As much again for messages that wait for hooks (beyond it connections wait to be read) and for answers that receipts wait with (1008). 0: 256 MiB
+	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. As much again for pushes that wait for OnConnect (4408), for messages that wait for hooks (beyond it connections wait to be read), and for answers that receipts wait with (1008). 0: 256 MiB
 	FanoutBytes     int // pushes waiting for one fan-out worker; full, it blocks the caller until ctx ends. 0: 8 MiB
 	InboxMessages   int // messages of one connection that wait for hooks; full, it is not read from. 0: 64
 
@@ -426,6 +426,7 @@ type Engine struct {
 	ackSeq   atomic.Uint32 // of the last push that asked for an ack
 	stats    counters
 	inboxes  atomic.Int64 // bytes of messages that wait for hooks
+	held     atomic.Int64 // bytes of pushes that wait for OnConnect
 	replies  atomic.Int64 // bytes of answers that flights keep
 	pushRate pushRate
 	addrs    addrCounts
@@ -983,6 +984,7 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		}
 		go func() {
 			defer flights.Done()
+			defer f.land()
 			ctx := context.WithoutCancel(ctx)
 			if rate > 0 {
 				f.pace(ctx, push, from, rate)
@@ -992,6 +994,7 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		return Receipt{Targets: len(conns), Offline: offline}, nil
 	}
 	defer flights.Done()
+	defer f.land()
 	if m.Rate > 0 {
 		f.pace(ctx, push, from, m.Rate)
 	} else {
@@ -1169,8 +1172,6 @@ func (f *flight) poke() {
 // wait returns when every delivery is settled: at the latest when ctx or
 // AckTimeout ends, whose end settles the rest. Progress is called here.
 func (f *flight) wait(ctx context.Context) {
-	defer f.giveUp() // nothing is left to give up, unless Progress ended the goroutine
-	defer f.dropReplies()
 	var timeout <-chan time.Time
 	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
 		t := time.NewTimer(d)
@@ -1223,6 +1224,10 @@ func (f *flight) tell(last bool) {
 func (f *flight) giveUp() {
 	f.mu.Lock()
 	f.over = true
+	if f.open == 0 {
+		f.mu.Unlock()
+		return
+	}
 	written := slices.Clone(f.written)
 	f.mu.Unlock()
 	for i, c := range f.conns {
@@ -1256,12 +1261,14 @@ func (e *Engine) keepReply(f *flight, n int) bool {
 	return true
 }
 
-// dropReplies ends the counting: from here on the answers are the caller's.
-func (f *flight) dropReplies() {
+// land is the end of a flight: from here on the answers are the caller's.
+// Nothing is left to give up, unless Progress ended the goroutine.
+func (f *flight) land() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.landed = true
 	f.e.replies.Add(-int64(f.replies))
+	f.mu.Unlock()
+	f.giveUp()
 }
 
 func (f *flight) receipt() Receipt {
@@ -1636,7 +1643,7 @@ func (s *counters) delivered(status Status, n int) {
 func (e *Engine) Stats() Stats {
 	c := &e.stats
 	s := Stats{
-		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes(), Flights: e.flights[0].Len() + e.flights[1].Len(),
+		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),

@@ -1436,6 +1436,97 @@ func TestLimitsAreCountedByName(t *testing.T) {
 	})
 }
 
+func TestAKickComesBehindWhatWaitedForOnConnect(t *testing.T) {
+	inside, let := make(chan struct{}), make(chan struct{})
+	e, err := push.New(push.Config{
+		Authenticate: push.TrustClaims, Logger: slog.New(slog.DiscardHandler),
+		Limits:    push.Limits{QueueBytes: 64 << 20, QueueMessages: 10_000},
+		OnConnect: func(ctx context.Context, c *push.Conn) { close(inside); <-let },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	srv := httptest.NewServer(e)
+	defer srv.Close()
+	ws, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(srv.URL, "http")+"/?user=alice", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	<-inside
+	const n = 2000
+	for i := range n {
+		if _, err := e.PushToUser(t.Context(), "alice", push.Message{Data: push.Args{i, strings.Repeat("x", 1000)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(let)
+	for i := range n + 1 {
+		_, b, err := ws.ReadMessage()
+		if err != nil || !strings.HasPrefix(string(b), fmt.Sprintf(`{"event":"message","data":[%d,`, i)) {
+			t.Fatalf("want push %d, got %.60q, %v", i, b, err)
+		}
+		if i == 0 { // it is being released now
+			if _, err := e.PushToUser(t.Context(), "alice", push.Message{Data: push.Args{n, ""}}); err != nil {
+				t.Fatal(err)
+			}
+			e.Kick(t.Context(), push.Audience{User: "alice"}, "")
+		}
+	}
+	if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, 4410) {
+		t.Errorf("want 4410 at the end, got %v", err)
+	}
+}
+
+func TestAPacedProgressThatEndsItsGoroutineLeavesNoDeviceWithoutAStatus(t *testing.T) {
+	inMemory(t, push.Config{Authenticate: push.TrustClaims, Limits: push.Limits{AcksWaiting: 1}}, func(w *world) {
+		for i := range 10 {
+			w.connect(doors[0], fmt.Sprintf("user=u%d", i))
+		}
+		m := push.Message{Async: true, Rate: 10, Ack: push.BizAck, Progress: func(push.Receipt) { runtime.Goexit() }}
+		if _, err := w.Broadcast(w.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second)
+		s := w.Stats()
+		if n := s.Deliveries["overloaded"] + s.Deliveries["timeout"]; n != 10 || s.Flights != 0 {
+			t.Errorf("want ten devices settled, got %v", s.Deliveries)
+		}
+		if _, err := w.PushToUser(w.Context(), "u0", push.Message{Ack: push.BizAck}); !errors.Is(err, push.ErrTimeout) {
+			t.Errorf("the answers that did not come are forgotten: want ErrTimeout, got %v", err)
+		}
+	})
+}
+
+func TestMemoryOfWhoEndsIsGivenBackBeforeOthersAreClosed(t *testing.T) {
+	inMemory(t, push.Config{Authenticate: push.TrustClaims, Limits: push.Limits{TotalQueueBytes: 1 << 20, QueueBytes: 1 << 20}}, func(w *world) {
+		w.connect(doors[0], "user=stuck")
+		reads := w.connect(doors[0], "user=reads")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for err := error(nil); err == nil; {
+				_, _, err = reads.ws.ReadMessage()
+			}
+		})
+		for w.Stats().QueuedBytes < 950_000 {
+			if _, err := w.PushToUser(w.Context(), "stuck", push.Message{Data: strings.Repeat("x", 40_000)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.Kick(w.Context(), push.Audience{User: "stuck"}, "") // flushes what it can, for a second
+		if _, err := w.PushToUser(w.Context(), "reads", push.Message{Data: strings.Repeat("x", 200_000)}); err != nil {
+			t.Errorf("want it sent, got %v", err)
+		}
+		synctest.Wait()
+		if !w.Online("reads") {
+			t.Error("who reads was closed for the memory of who does not")
+		}
+		reads.ws.Close()
+		wg.Wait()
+	})
+}
+
 // TestAllocations keeps what is promised about allocations.
 func TestAllocations(t *testing.T) {
 	info, _ := debug.ReadBuildInfo()

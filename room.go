@@ -456,6 +456,7 @@ func newShard(e *Engine, index int) *shard { return &shard{e: e, index: index} }
 // ctx ends; an item larger than the queue goes into an empty one.
 func (s *shard) post(ctx context.Context, it *item) error {
 	cost, limit := it.cost(), s.e.cfg.Limits.FanoutBytes
+	waited := false
 	s.mu.Lock()
 	for cost > 0 && limit > 0 && s.bytes > 0 && s.bytes+cost > limit {
 		if s.space == nil {
@@ -463,7 +464,10 @@ func (s *shard) post(ctx context.Context, it *item) error {
 		}
 		space := s.space
 		s.mu.Unlock()
-		s.e.stats.limit(limitedFanout)
+		if !waited {
+			waited = true
+			s.e.stats.limit(limitedFanout)
+		}
 		select {
 		case <-space:
 		case <-ctx.Done():
@@ -584,7 +588,9 @@ func (s *shard) writePlace(items []*item) {
 	if len(items) > 1 {
 		push = join(items)
 	}
-	s.mark++
+	if s.mark++; s.mark == 0 { // which is who was never walked
+		s.mark = 1
+	}
 	w := walk{key: items[0].place, shard: s.index, mark: s.mark}
 	for {
 		conns := s.e.places.chunk(&w, s.conns[:])

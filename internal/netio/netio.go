@@ -227,13 +227,6 @@ func (d *Driver) sweep() {
 // time.Now.
 func (d *Driver) stamp() time.Duration { return time.Duration(d.clock.Load()) + d.cfg.Tick }
 
-// Reserve takes n bytes of TotalBytes for what is queued elsewhere, or
-// nothing; Release gives them back.
-func (d *Driver) Reserve(n int) bool { return d.reserve(n) }
-
-// Release gives back what Reserve took.
-func (d *Driver) Release(n int) { d.release(n) }
-
 // reserve takes n bytes of TotalBytes, or nothing.
 func (d *Driver) reserve(n int) bool {
 	for {
