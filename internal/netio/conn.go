@@ -45,6 +45,7 @@ type ending struct {
 	at    time.Time   // when Shut's wait is over
 	timer *time.Timer // nil: not shut
 	cause error       // for Closed
+	fin   bool        // by HangUp: to be closed on our side when nothing is queued
 }
 
 const (
@@ -111,7 +112,7 @@ func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
 // lost, otherwise a plain close. It does not block, and Closed follows.
 func (c *Conn) Close() { c.close(ErrClosed, false) }
 
-// close marks the connection closed, for cause, and hangs up. hard: without
+// close marks the connection closed, for cause, and severs it. hard: without
 // a goodbye of TLS.
 func (c *Conn) close(cause error, hard bool) {
 	c.mu.Lock()
@@ -140,11 +141,11 @@ func (c *Conn) close(cause error, hard bool) {
 	c.mu.Unlock()
 
 	if c.raw != nil {
-		c.hangUp(unsent, hard) // as short as it takes the reader to look up
+		c.sever(unsent, hard) // as short as it takes the reader to look up
 	} else {
 		go func() { // closing TLS writes, and a wrapper may do anything
 			defer c.shard.d.wg.Done()
-			c.hangUp(unsent, hard)
+			c.sever(unsent, hard)
 		}()
 	}
 	if last {
@@ -152,8 +153,8 @@ func (c *Conn) close(cause error, hard bool) {
 	}
 }
 
-// hangUp closes nc; everybody who waits for it returns.
-func (c *Conn) hangUp(reset, hard bool) {
+// sever closes nc; everybody who waits for it returns.
+func (c *Conn) sever(reset, hard bool) {
 	nc := c.nc
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()

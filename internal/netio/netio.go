@@ -88,7 +88,7 @@ type Driver struct {
 	queued atomic.Int64   // what all queues cost together
 	clock  atomic.Int64   // coarse time since start, set by the sweep
 	relief sync.Mutex     // one relief at a time; held while handlers hear Slow
-	wg     sync.WaitGroup // the sweep, every connection until its Closed has returned, every drain and every hang-up
+	wg     sync.WaitGroup // the sweep, every connection until its Closed has returned, every drain and every closing
 }
 
 // shard is a list of connections. Its lock and a connection's are never held
@@ -141,7 +141,7 @@ func (d *Driver) Add(nc net.Conn, h Handler) *Conn {
 	if closed {
 		c.closed = true // nobody else knows c yet
 		c.end = &ending{cause: ErrClosed}
-		c.hangUp(false, true)
+		c.sever(false, true)
 		go h.Closed(ErrClosed)
 	}
 	return c

@@ -540,6 +540,53 @@ func TestShutSendsWhatIsQueuedThenLastAndStillReads(t *testing.T) {
 	})
 }
 
+func TestHangUpIsSeenBehindTheLastBytes(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		for _, queued := range []bool{false, true} {
+			for _, last := range []string{"", "last"} {
+				_, c, p, peer := add(t, door, Config{})
+				heard := make(chan string, 1)
+				p.data = func(b []byte) int { heard <- string(b); return len(b) }
+				c.Start()
+				var want []byte
+				if queued {
+					before, message := clog(t, c, 1<<20)
+					want = append(before, message...)
+				}
+				c.HangUp([]byte(last), false, patience)
+				got, err := io.ReadAll(peer)
+				if err != nil || !bytes.Equal(got, append(want, last...)) {
+					t.Errorf("read %d bytes, %v, want %d and the end", len(got), err, len(want)+len(last))
+				}
+				if _, half := c.nc.(interface{ CloseWrite() error }); half {
+					if _, err := peer.Write([]byte("bye")); err != nil {
+						t.Error(err)
+					} else if got := <-heard; got != "bye" {
+						t.Errorf("after HangUp: got %q", got)
+					}
+					peer.Close()
+					p.wantClosed(t, nil)
+				} else {
+					p.wantClosed(t, ErrClosed)
+				}
+			}
+		}
+	})
+}
+
+func TestHangUpAfterShutStillHangsUp(t *testing.T) {
+	eachDoor(t, func(t *testing.T, door string) {
+		_, c, _, peer := add(t, door, Config{})
+		c.Start()
+		c.Shut([]byte("last"), false, patience)
+		c.HangUp([]byte("ignored"), false, patience)
+		if got, err := io.ReadAll(peer); err != nil || string(got) != "last" {
+			t.Errorf("read %q, %v", got, err)
+		}
+		peer.Close()
+	})
+}
+
 func TestSecondShutMayCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, c, p, peer := open(t, "pipe", Config{})

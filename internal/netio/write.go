@@ -37,7 +37,7 @@ func (c *Conn) Write(b []byte) error {
 	w.free()
 	c.mu.Lock()
 	if n == len(b) && c.q == nil {
-		c.writing = false
+		c.wroteAllLocked()
 		c.mu.Unlock()
 		return nil
 	}
@@ -139,11 +139,27 @@ func (c *Conn) flushLocked() {
 // queued. The caller is the writer.
 func (c *Conn) drainLocked() {
 	if c.q == nil {
-		c.writing = false
+		c.wroteAllLocked()
 		return
 	}
 	c.shard.d.wg.Add(1)
 	go c.drain()
+}
+
+// wroteAllLocked is called by the writer when nothing is queued any more.
+func (c *Conn) wroteAllLocked() {
+	c.writing = false
+	if c.end == nil || !c.end.fin || c.closed {
+		return
+	}
+	c.end.fin = false
+	c.shard.d.wg.Add(1)
+	go func() {
+		defer c.shard.d.wg.Done()
+		if half, ok := c.nc.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+			c.Close()
+		}
+	}()
 }
 
 // drain is the writer until nothing is queued. It waits for the socket.
@@ -154,7 +170,7 @@ func (c *Conn) drain() {
 	for c.q != nil {
 		c.stepLocked(w, true)
 	}
-	c.writing = false
+	c.wroteAllLocked()
 	c.mu.Unlock()
 	w.free()
 }
@@ -217,7 +233,14 @@ func (c *Conn) trimLocked() {
 // wait is over the connection is closed, by a reset if output is still
 // queued. A second call has no effect unless it cuts, or ends, earlier; last
 // is that of the first.
-func (c *Conn) Shut(last []byte, cut bool, wait time.Duration) {
+func (c *Conn) Shut(last []byte, cut bool, wait time.Duration) { c.shutDown(last, cut, false, wait) }
+
+// HangUp is Shut for a peer that would not know by last that this is the end:
+// behind last our side of the connection is closed, and the other is read to
+// its end.
+func (c *Conn) HangUp(last []byte, cut bool, wait time.Duration) { c.shutDown(last, cut, true, wait) }
+
+func (c *Conn) shutDown(last []byte, cut, fin bool, wait time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -233,6 +256,9 @@ func (c *Conn) Shut(last []byte, cut bool, wait time.Duration) {
 		c.end.at = at
 		c.end.timer.Reset(wait)
 	}
+	if fin {
+		c.end.fin = true
+	}
 	if cut && !c.cut {
 		c.cut = true
 		if c.q != nil {
@@ -244,7 +270,7 @@ func (c *Conn) Shut(last []byte, cut bool, wait time.Duration) {
 		c.pushLocked(last)
 		c.q.last = true
 	}
-	if c.q != nil && !c.writing {
+	if !c.writing && (c.q != nil || fin) {
 		c.writing = true
 		c.flushLocked()
 	}
