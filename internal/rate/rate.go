@@ -1,5 +1,6 @@
-// Package rate is a token bucket without a clock: its owner says what time it
-// is.
+// Package rate bounds how much of something there is: a token bucket without
+// a clock, whose owner says what time it is, and Slots for what may run at a
+// time.
 package rate
 
 import "time"
