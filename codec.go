@@ -8,6 +8,7 @@ import (
 	"sync"
 	"unicode/utf8"
 
+	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/pushjson"
 	"github.com/embedpush/push/internal/wire"
 )
@@ -18,61 +19,137 @@ type dialect uint8
 const (
 	dialectJSON dialect = iota
 	dialectMsgpack
+	dialectMPush     // packets, which each connection seals for itself
+	dialectMPushJSON // the same as JSON in text messages of a WebSocket
 	dialects
 )
 
-// protocols are the names that Conn.Protocol and Login.Protocol tell. They are
-// the WebSocket subprotocols as well.
-var protocols = [dialects]string{dialectJSON: "push.json", dialectMsgpack: "push.msgpack"}
+// protocols are the names that Conn.Protocol and Login.Protocol tell.
+var protocols = [dialects]string{dialectJSON: "push.json", dialectMsgpack: "push.msgpack", dialectMPush: "mpush", dialectMPushJSON: "mpush.json"}
+
+// subprotocols are the WebSocket subprotocols that name a dialect. Over mpush
+// the first frame says whether it is packets or JSON.
+var subprotocols = protocols[:dialectMPush+1]
+
+// device reports whether it is a dialect of mpush: then pushes that want an
+// ack go out a few at a time, and a connection is nowhere without a user.
+func (d dialect) device() bool { return d >= dialectMPush }
 
 // encoded is one push as the bytes of each dialect, made at most once. While
 // its owner alone has it, frame makes what is missing; share makes what the
 // connections there are need, and from then on it only changes hands.
 type encoded struct {
+	e      *Engine
 	event  string
 	value  wire.Value // until share: the caller's or a scratch's bytes
 	ack    uint32     // 0: none wanted
 	auto   bool
 	shared bool
 	frames [dialects][]byte
-	parts  []*encoded // of a joined push; then only frames counts besides
+	cannot [dialects]Status // why there is no frame; 0: none was tried, or there is one
+	parts  []*encoded       // of a joined push; then only frames counts besides
 }
 
-// frame is the push in a dialect. Nobody may change the bytes.
-func (p *encoded) frame(d dialect) []byte {
+// frame is the push in a dialect; nobody may change the bytes. Without one
+// the Status says why.
+func (p *encoded) frame(d dialect) ([]byte, Status) {
 	if f := p.frames[d]; f != nil {
-		return f
+		return f, 0
 	}
-	f := p.build(d)
+	if status := p.cannot[d]; status != 0 {
+		return nil, status
+	}
+	if p.shared && d.device() && p.e.cfg.MPush.Content != nil {
+		return nil, Offline // it came after the push, and no worker waits for a hook
+	}
+	f, status := p.build(d)
 	if !p.shared {
-		p.frames[d] = f
+		p.frames[d], p.cannot[d] = f, status
 	}
-	return f
+	return f, status
 }
 
-func (p *encoded) build(d dialect) []byte {
+func (p *encoded) build(d dialect) ([]byte, Status) {
 	if p.parts != nil {
 		var all []byte
 		for _, part := range p.parts {
-			all = append(all, part.frame(d)...)
+			f, status := part.frame(d)
+			if status != 0 {
+				return nil, status
+			}
+			all = append(all, f...)
 		}
-		return all
+		return all, 0
 	}
 	s := scratches.Get().(*scratch)
 	defer s.release()
 	switch d {
+	case dialectMPush, dialectMPushJSON:
+		content, status := p.content()
+		if status != 0 {
+			return nil, status
+		}
+		if d == dialectMPush {
+			return mpush.AppendPush(nil, content, p.ack, p.auto, p.e.mpush.Compress), 0
+		}
+		if f := mpush.AppendPushText(nil, content, p.ack, p.auto); f != nil {
+			return f, 0
+		}
+		return nil, Unsupported
 	case dialectMsgpack:
 		s.frame = pushjson.AppendPush(s.frame[:0], pushjson.Msgpack, p.event, p.value, p.ack, p.auto)
 	default:
 		s.frame = pushjson.AppendPush(s.frame[:0], pushjson.JSON, p.event, p.value, p.ack, p.auto)
 	}
-	return bytes.Clone(s.frame)
+	return bytes.Clone(s.frame), 0
+}
+
+// content is what an mpush device gets: the Data, which MPush.Content may put
+// into an envelope.
+func (p *encoded) content() ([]byte, Status) {
+	content := p.value.Bytes
+	if content == nil {
+		content = p.value.JSON
+	}
+	wrap := p.e.cfg.MPush.Content
+	if wrap == nil {
+		return content, 0
+	}
+	m := Message{Event: p.event, Data: json.RawMessage(bytes.Clone(p.value.JSON))}
+	if p.value.Bytes != nil {
+		m.Data = bytes.Clone(p.value.Bytes)
+	}
+	switch {
+	case p.auto:
+		m.Ack = AutoAck
+	case p.ack != 0:
+		m.Ack = BizAck
+	}
+	var wrapped []byte
+	var err error
+	if p.e.hook("MPush.Content", 0, func() { wrapped, err = wrap(m) }) {
+		return nil, Unsupported
+	}
+	switch limit := p.e.cfg.Limits.MaxPush; {
+	case err != nil:
+		p.e.log.Warn("push: MPush.Content failed", "event", brief(p.event), "err", err)
+		return nil, Unsupported
+	case len(wrapped) == 0: // which makes the Java client reconnect
+		p.e.log.Warn("push: MPush.Content made nothing", "event", brief(p.event))
+		return nil, Unsupported
+	case limit > 0 && len(wrapped) > limit:
+		return nil, TooLarge
+	}
+	return wrapped, 0
 }
 
 // share returns a copy that any goroutine may use, with the frames made for
 // the dialects that e's connections speak. (p itself stays on the stack.)
 func (p *encoded) share(e *Engine) *encoded {
-	q := &encoded{event: p.event, value: wire.Value{JSON: bytes.Clone(p.value.JSON), Bytes: bytes.Clone(p.value.Bytes)}, ack: p.ack, auto: p.auto, frames: p.frames}
+	q := &encoded{
+		e: e, event: p.event, value: wire.Value{JSON: bytes.Clone(p.value.JSON), Bytes: bytes.Clone(p.value.Bytes)},
+		ack: p.ack, auto: p.auto, frames: p.frames, cannot: p.cannot,
+	}
 	for d := range dialects {
 		if e.stats.dialects[d].Load() > 0 {
 			q.frame(d)
@@ -82,14 +159,15 @@ func (p *encoded) share(e *Engine) *encoded {
 	return q
 }
 
-// join makes one push of several, with the frames that all of them have.
+// join makes one push of several, with the frames that the first of them has.
+// It has none in a dialect that cannot have all.
 func join(items []*item) *encoded {
-	j := &encoded{parts: make([]*encoded, len(items))}
+	j := &encoded{e: items[0].push.e, parts: make([]*encoded, len(items))}
 	for i, it := range items {
 		j.parts[i] = it.push
 	}
 	for d, f := range items[0].push.frames {
-		if f != nil {
+		if f != nil || items[0].push.cannot[d] != 0 {
 			j.frame(dialect(d))
 		}
 	}
@@ -156,7 +234,7 @@ var reserved = map[string]bool{"connect": true, "connect_error": true, "disconne
 
 // encode fills p with a message. p uses s's memory.
 func (e *Engine) encode(p *encoded, m *Message, s *scratch) (err error) {
-	p.event = m.Event
+	p.e, p.event = e, m.Event
 	if p.event == "" {
 		p.event = "message"
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,9 @@ import (
 
 	"github.com/embedpush/push/client/js"
 	"github.com/embedpush/push/internal/lane"
+	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
+	"github.com/embedpush/push/internal/proxy"
 	"github.com/embedpush/push/internal/pushjson"
 	"github.com/embedpush/push/internal/rate"
 	"github.com/embedpush/push/internal/upgrade"
@@ -51,26 +54,31 @@ func (id *ConnID) UnmarshalText(b []byte) error {
 // DeviceID, OS, ClientVersion and Tags are the client's claims until
 // Authenticate has set them.
 //
+// An mpush device brings them in its HANDSHAKE (DeviceID, OS, OSVersion and
+// ClientVersion; the token of a fast connect keeps them) and in its BIND: the
+// user, its data as Token, and its tags, split at commas.
+//
 // At a WebSocket upgrade the claims come from the query: user, device, os,
 // version, tag (may be repeated), and token, which may as well come as
 // "Authorization: Bearer" and then stays out of access logs. A later login
 // brings its claims anew: device, os, version and tags of the one before are
 // gone, and Data is nil; the rooms stay if the user does.
 type Login struct {
-	Protocol  string          // "push.json" or "push.msgpack"
+	Protocol  string          // "push.json", "push.msgpack", "mpush", or "mpush.json" for mpush in JSON
 	Namespace string          // "": only Socket.IO clients name others
 	UserID    string          // who the client says it is; "": it does not say
 	Token     string          // its proof; not kept after Authenticate
 	Auth      json.RawMessage // nil: only Socket.IO clients have one
 
 	DeviceID, OS, ClientVersion string
+	OSVersion                   string // mpush only
 
 	Tags  []string // at most 32 of 64 bytes
 	Rooms []string // for Authenticate to set: the connection is in them before anything else can happen to it; at most 256
 
 	Remote  netip.AddrPort // the client's address; port 0 when Config.RemoteAddr told it
-	Request *http.Request  // the upgrade's, only valid during Authenticate; nil for a later login
-	Conn    *Conn          // the connection of a later login; nil for an upgrade
+	Request *http.Request  // the upgrade's, only valid during Authenticate; nil for a later login and for mpush
+	Conn    *Conn          // the connection of a later login; nil for an upgrade and a device's first BIND
 	Data    any            // for Authenticate to set: Conn.Data
 	Expires time.Time      // for Authenticate to set: then the connection is closed (4401), within a second. Zero: never
 }
@@ -118,7 +126,7 @@ func (l *Login) check() error {
 			return err
 		}
 	}
-	for _, field := range []struct{ what, value string }{{"device", l.DeviceID}, {"os", l.OS}, {"version", l.ClientVersion}} {
+	for _, field := range []struct{ what, value string }{{"device", l.DeviceID}, {"os", l.OS}, {"OS version", l.OSVersion}, {"version", l.ClientVersion}} {
 		if err := checkText(field.what, field.value, 0, 256); err != nil {
 			return err
 		}
@@ -148,6 +156,7 @@ type identity struct {
 type details struct {
 	class               string // of DeviceClass
 	device, os, version string
+	osVersion           string
 	tags                []string
 	data                any
 	expires             int64 // Login.Expires in Unix nanoseconds, 0: never
@@ -158,11 +167,11 @@ var nodetails details
 // newIdentity keeps copies: a substring of a request would keep all of it.
 func newIdentity(user, class string, l *Login) *identity {
 	who := &identity{strings.Clone(user), &nodetails}
-	if class == "" && l.DeviceID == "" && l.OS == "" && l.ClientVersion == "" && len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
+	if class == "" && l.DeviceID == "" && l.OS == "" && l.OSVersion == "" && l.ClientVersion == "" && len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
 		return who
 	}
 	who.details = &details{
-		class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion),
+		class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion), osVersion: strings.Clone(l.OSVersion),
 		tags: cloneAll(l.Tags), data: l.Data,
 	}
 	switch year := l.Expires.Year(); { // what does not fit has been, or never comes
@@ -194,7 +203,7 @@ type Conn struct {
 	ended   bool        // not static, guarded by mu: in no place ever again
 	greeted bool        // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
 	mark    uint32      // the shard's worker's: the last walk that took it
-	holding atomic.Bool // not static: OnConnect runs, pushes of others go to held; cleared under mu
+	holding atomic.Bool // not static: pushes go to held; changed under mu
 	gone    atomic.Bool // not static: it ends, so no push is taken any more, not even after one that was lost
 	t       *transport
 	id      ConnID
@@ -202,18 +211,24 @@ type Conn struct {
 	who atomic.Pointer[identity] // written under mu
 
 	mu      sync.Mutex
-	rooms   int32              // guarded by mu: how many of members are rooms
+	rooms   int16              // guarded by mu: how many of members are rooms
+	sealed  bool               // not guarded, static: its session makes bytes of its own of every push
+	parted  bool               // not guarded, owned by the lane: OnDisconnect ran
+	out     int32              // guarded by mu: of acks, those written through the window
 	members *member            // guarded by mu: where it is
 	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
 	held    *held              // guarded by mu: while holding
 	life    *life              // guarded by mu: made at first need
 }
 
-// held is what waits until OnConnect is done.
+// held is what waits: for OnConnect to be done, or for the client to answer
+// what it has.
 type held struct {
-	relay  sync.Mutex // who writes what was held: release, or an end that flushes. Taken before Conn.mu
-	pushes []heldPush // guarded by Conn.mu
-	bytes  int        // guarded by Conn.mu: a push counts queueCost extra
+	relay      sync.Mutex // who writes what was held: relay, or an end that flushes. Taken before Conn.mu
+	connecting bool       // guarded by Conn.mu: OnConnect runs, and pushes of others wait for it
+	first      []heldPush // guarded by Conn.mu: what OnConnect pushed and the window holds back
+	pushes     []heldPush // guarded by Conn.mu: everybody else's
+	bytes      int        // guarded by Conn.mu: of both, a push counts queueCost extra
 }
 
 type heldPush struct {
@@ -230,7 +245,8 @@ type life struct {
 // ackWait is who waits for an answer.
 type ackWait struct {
 	flight *flight
-	index  int
+	index  int32
+	out    bool // it has a place in the window
 }
 
 // ID is the connection's id.
@@ -244,7 +260,7 @@ func (c *Conn) UserID() string { return c.who.Load().user }
 func (c *Conn) Login() Login {
 	who := c.who.Load()
 	l := Login{
-		Protocol: c.Protocol(), UserID: who.user, DeviceID: who.device, OS: who.os, ClientVersion: who.version,
+		Protocol: c.Protocol(), UserID: who.user, DeviceID: who.device, OS: who.os, OSVersion: who.osVersion, ClientVersion: who.version,
 		Tags: who.tags, Remote: c.t.remoteAddr(), Data: who.data,
 	}
 	if who.expires != 0 {
@@ -259,7 +275,7 @@ func (c *Conn) Data() any { return c.who.Load().data }
 // Namespace is "": only Socket.IO connections have others.
 func (c *Conn) Namespace() string { return "" }
 
-// Protocol is "push.json" or "push.msgpack".
+// Protocol is Login.Protocol.
 func (c *Conn) Protocol() string { return protocols[c.dialect] }
 
 // Context ends when the connection does.
@@ -328,14 +344,16 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 }
 
 // Unbind takes the connection out of its user and of every room, as a logout
-// does. It stays connected, without a user, Data and Expires; its Tags stay.
+// does. It stays connected, without a user, Data and Expires; its Tags stay. A
+// page goes on hearing what is for everyone; an mpush device hears nothing
+// but Conn.Push until it binds again.
 func (c *Conn) Unbind() {
 	c.settled()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.who.Load()
-	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, tags: old.tags}})
-	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
+	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, osVersion: old.osVersion, tags: old.tags}})
+	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll || c.dialect.device() })
 }
 
 // Join puts the connection into rooms. Errors: ErrClosed, ErrLimit (256 rooms
@@ -391,8 +409,8 @@ func (c *Conn) SetTags(tags ...string) error {
 	return nil
 }
 
-// Close ends the connection as Kick does, behind what was pushed before. It
-// does not wait for that.
+// Close ends the connection as Engine.Kick does, behind what was pushed
+// before. It does not wait for that.
 func (c *Conn) Close(text string) {
 	shut := func() { c.shut(ReasonKicked, wire.Kicked, text) }
 	if s := c.t.e.shards[c.shard]; s.pending.Load() > 0 {
@@ -429,7 +447,7 @@ func (c *Conn) settled() { c.t.e.shards[c.shard].flush(context.Background()) }
 func (c *Conn) bind(who *identity, rooms []string) error {
 	replaced, err := c.bindLocked(who, rooms)
 	for _, old := range replaced {
-		old.shut(ReasonReplaced, wire.Replaced, "")
+		old.t.replaced(old, who)
 	}
 	return err
 }
@@ -459,6 +477,9 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err 
 		c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
 		if m != nil {
 			m.next, c.members = c.members, m
+			if old.user == "" && c.dialect.device() {
+				c.addLocked(placeKey{kindAll, ""})
+			}
 		}
 	case who.class != old.class:
 		if err = e.places.ask(key, admit); err != nil {
@@ -572,9 +593,15 @@ func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
 	if c.gone.Load() {
 		return Offline
 	}
-	frame := p.frame(c.dialect)
-	if !first && c.holding.Load() {
-		if status := c.hold(frame, ack); status != 0 {
+	frame, status := p.frame(c.dialect)
+	if status != 0 {
+		return status
+	}
+	if c.sealed {
+		frame = c.t.device.Load().session.Seal(frame)
+	}
+	if c.holding.Load() || ack != 0 && c.dialect.device() {
+		if status := c.hold(frame, ack, first); status != 0 {
 			return status
 		}
 	}
@@ -588,36 +615,66 @@ func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
 	}
 }
 
-// send writes what is not a push: answers, pings, and what was held. It passes
-// whatever is held.
-func (c *Conn) send(frame []byte) {
-	if c.nc.Write(frame) == netio.ErrSlow {
-		c.t.overflow()
-	}
-}
-
 // queueCost is what a queued message counts besides its bytes.
 const queueCost = 64
 
-// hold keeps a frame until OnConnect is done. The zero Status: it is done.
-func (c *Conn) hold(frame []byte, ack uint32) Status {
+// hold keeps a frame that has to wait. The zero Status: it has not to, and the
+// caller writes it.
+func (c *Conn) hold(frame []byte, ack uint32, first bool) Status {
 	l := &c.t.e.cfg.Limits
 	cost := len(frame) + queueCost
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.ended {
+		return Offline
+	}
 	h := c.held
 	switch {
-	case h == nil:
+	case h != nil && !(first && h.connecting && len(h.first) == 0):
+	case ack != 0 && !c.windowLocked(ack):
+	default:
 		return 0
-	case c.ended:
-		return Offline
-	case len(h.pushes) > 0 && (l.QueueBytes > 0 && h.bytes+cost > l.QueueBytes || l.QueueMessages > 0 && len(h.pushes) >= l.QueueMessages),
-		!c.t.e.keepHeld(cost):
+	}
+	if h == nil {
+		h = new(held)
+		c.held = h
+		c.holding.Store(true)
+	}
+	if n := len(h.first) + len(h.pushes); n > 0 && (l.QueueBytes > 0 && h.bytes+cost > l.QueueBytes || l.QueueMessages > 0 && n >= l.QueueMessages) ||
+		!c.t.e.keepHeld(cost) {
+		if ack != 0 && c.dialect.device() {
+			c.t.e.stats.limit(limitedWindow)
+			return Overloaded
+		}
 		return Slow
 	}
-	h.pushes = append(h.pushes, heldPush{frame, ack})
+	if first && h.connecting {
+		h.first = append(h.first, heldPush{frame, ack})
+	} else {
+		h.pushes = append(h.pushes, heldPush{frame, ack})
+	}
 	h.bytes += cost
 	return Sent
+}
+
+// windowLocked gives a push that wants an ack a place among those a client is
+// to have unanswered at a time, if there is one. Who has it writes the push.
+func (c *Conn) windowLocked(ack uint32) bool {
+	window := c.t.e.cfg.MPush.Window
+	if !c.dialect.device() || window <= 0 {
+		return true
+	}
+	w, waits := c.acks[ack]
+	switch {
+	case !waits || w.out: // given up meanwhile
+	case c.out >= int32(window):
+		return false
+	default:
+		w.out = true
+		c.acks[ack] = w
+		c.out++
+	}
+	return true
 }
 
 // keepHeld takes n bytes for a push that is held, unless all of them together
@@ -638,56 +695,88 @@ func (c *Conn) unhold(ack uint32) bool {
 	if c.held == nil {
 		return false
 	}
-	for i, h := range c.held.pushes {
-		if h.ack == ack {
-			c.held.pushes = slices.Delete(c.held.pushes, i, i+1)
-			c.held.bytes -= len(h.frame) + queueCost
-			c.t.e.held.Add(-int64(len(h.frame) + queueCost))
-			return true
+	for _, list := range [...]*[]heldPush{&c.held.first, &c.held.pushes} {
+		for i, h := range *list {
+			if h.ack == ack {
+				*list = slices.Delete(*list, i, i+1)
+				c.freeHeldLocked(c.held, h)
+				return true
+			}
 		}
 	}
 	return false
 }
 
-// take empties what is held. With last, if there was nothing, nothing is held
-// from now on.
-func (c *Conn) take(h *held, last bool) []heldPush {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	pushes := h.pushes
-	c.t.e.held.Add(-int64(h.bytes))
-	h.pushes, h.bytes = nil, 0
-	if last && len(pushes) == 0 {
-		c.held = nil
-		c.holding.Store(false)
-	}
-	return pushes
+func (c *Conn) freeHeldLocked(h *held, p heldPush) {
+	h.bytes -= len(p.frame) + queueCost
+	c.t.e.held.Add(-int64(len(p.frame) + queueCost))
 }
 
-// release sends what was held, and everything from now on at once.
+// release ends the holding back for OnConnect.
 func (c *Conn) release() {
+	c.mu.Lock()
+	if c.held != nil {
+		c.held.connecting = false
+	}
+	c.mu.Unlock()
+	c.relay()
+}
+
+// relay writes what was held as far as it may go, and when nothing is left,
+// everything goes at once from then on.
+func (c *Conn) relay() {
 	c.mu.Lock()
 	h := c.held
 	c.mu.Unlock()
+	if h == nil {
+		return
+	}
 	h.relay.Lock()
 	defer h.relay.Unlock()
 	for {
-		pushes := c.take(h, true)
+		pushes := c.next(h)
 		if len(pushes) == 0 {
 			return
 		}
 		for i, p := range pushes {
 			if c.nc.Write(p.frame) == netio.ErrSlow {
 				for _, unsent := range pushes[i:] {
-					if w, ok := c.takeAck(unsent.ack); ok {
-						w.flight.settle(w.index, Slow, nil)
+					if w, ok, _ := c.takeAck(unsent.ack); ok {
+						w.flight.settle(int(w.index), Slow, nil)
 					}
 				}
 				c.t.overflow()
-				break
+				return
 			}
 		}
 	}
+}
+
+// next takes out of h what may be written now.
+func (c *Conn) next(h *held) (pushes []heldPush) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held != h || c.ended {
+		return nil
+	}
+	take := func(list *[]heldPush) bool {
+		for len(*list) > 0 && len(pushes) < chunk {
+			p := (*list)[0]
+			if p.ack != 0 && !c.windowLocked(p.ack) {
+				return false
+			}
+			(*list)[0] = heldPush{}
+			*list = (*list)[1:]
+			c.freeHeldLocked(h, p)
+			pushes = append(pushes, p)
+		}
+		return len(*list) == 0
+	}
+	if take(&h.first) && !h.connecting && take(&h.pushes) && len(pushes) == 0 {
+		c.held = nil
+		c.holding.Store(false)
+	}
+	return pushes
 }
 
 // expect notes that f's delivery i waits for an answer. Sent: noted.
@@ -705,29 +794,41 @@ func (c *Conn) expect(ack uint32, f *flight, i int) Status {
 		c.acks = make(map[uint32]ackWait)
 	}
 	if old, ok := c.acks[ack]; ok { // 2^30 pushes ago
-		defer old.flight.settle(old.index, Timeout, nil)
+		if old.out {
+			c.out--
+		}
+		defer old.flight.settle(int(old.index), Timeout, nil)
 	}
-	c.acks[ack] = ackWait{f, i}
+	c.acks[ack] = ackWait{flight: f, index: int32(i)}
 	return Sent
 }
 
 // forget ends the waiting for an answer, and tells whether there was any.
 // Whoever ends it has to settle the delivery.
 func (c *Conn) forget(ack uint32) bool {
-	_, ok := c.takeAck(ack)
+	_, ok, more := c.takeAck(ack)
+	if more {
+		c.relay()
+	}
 	return ok
 }
 
-func (c *Conn) takeAck(ack uint32) (ackWait, bool) {
+// takeAck ends the waiting for an answer. more: there is room in the window
+// for what is held, and it is for the caller to relay it.
+func (c *Conn) takeAck(ack uint32) (w ackWait, ok, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w, ok := c.acks[ack]
+	w, ok = c.acks[ack]
 	if ok {
 		if delete(c.acks, ack); len(c.acks) == 0 {
 			c.acks = nil
 		}
+		if w.out {
+			c.out--
+			more = c.held != nil
+		}
 	}
-	return w, ok
+	return w, ok, more
 }
 
 // acked settles the push that the client answered, if one waits for it.
@@ -735,9 +836,12 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 	if id >= 2*firstAck {
 		return false
 	}
-	w, ok := c.takeAck(uint32(id))
+	w, ok, more := c.takeAck(uint32(id))
 	if !ok {
 		return false
+	}
+	if more {
+		defer c.relay()
 	}
 	var reply json.RawMessage
 	switch {
@@ -748,11 +852,11 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 	}
 	if e := c.t.e; !e.keepReply(w.flight, len(reply)) {
 		e.stats.limit(limitedReplies)
-		w.flight.settle(w.index, Gone, nil)
+		w.flight.settle(int(w.index), Gone, nil)
 		c.t.fail(&wire.Error{Code: wire.Policy, Text: "answers too large"})
 		return true
 	}
-	w.flight.settle(w.index, Acked, reply)
+	w.flight.settle(int(w.index), Acked, reply)
 	return true
 }
 
@@ -766,55 +870,79 @@ func (c *Conn) end(why Reason, flush bool) {
 	}
 	c.ended = true
 	c.leaveLocked(func(placeKey) bool { return true })
-	acks, h, life, greeted := c.acks, c.held, c.life, c.greeted
+	acks, h, life, greeted, out := c.acks, c.held, c.life, c.greeted, c.out
 	c.acks = nil
+	var waiting []heldPush
+	if h != nil && !flush {
+		waiting = c.emptyLocked(h)
+	}
 	c.mu.Unlock()
 
 	e := c.t.e
 	e.places.removeConn(c)
+	e.stats.dialects[c.dialect].Add(-1)
 	if life != nil {
 		life.end()
 	}
 	if h != nil {
-		if flush { // behind what release is writing
+		if flush { // behind what relay is writing
 			h.relay.Lock()
 			defer h.relay.Unlock()
+			c.mu.Lock()
+			waiting = c.emptyLocked(h)
+			c.mu.Unlock()
 		}
-		for _, p := range c.take(h, false) {
+		window := e.cfg.MPush.Window
+		for _, p := range waiting {
+			if flush && p.ack != 0 && c.dialect.device() && window > 0 {
+				out++
+				flush = out <= int32(window)
+			}
 			if flush && c.nc.Write(p.frame) == nil {
 				continue
 			}
 			flush = false
 			if w, ok := acks[p.ack]; ok {
 				delete(acks, p.ack)
-				w.flight.settle(w.index, Offline, nil)
+				w.flight.settle(int(w.index), Offline, nil)
 			}
 		}
 	}
 	for _, w := range acks {
-		w.flight.settle(w.index, Gone, nil)
+		w.flight.settle(int(w.index), Gone, nil)
 	}
 	if greeted && e.cfg.OnDisconnect != nil {
 		c.t.lane.Always(func() {
-			c.t.parted = true
+			c.parted = true
 			e.hook("OnDisconnect", c.id, func() { e.cfg.OnDisconnect(c, why) })
 		}, c.t)
 	}
 }
 
+// emptyLocked takes everything out of what is held.
+func (c *Conn) emptyLocked(h *held) []heldPush {
+	all := append(h.first, h.pushes...)
+	c.t.e.held.Add(-int64(h.bytes))
+	h.first, h.pushes, h.bytes = nil, nil, 0
+	return all
+}
+
 // transport is one socket: the driver's connection, the protocol's state and
-// the lane on which its hooks run. It carries one Conn.
+// the lane on which its hooks run. It carries one Conn at a time: a page's from
+// the beginning, an mpush device's from its first BIND, and another one when
+// it binds after it was replaced.
 type transport struct {
 	// Static after start.
 	e       *Engine
 	nc      *netio.Conn
-	session wire.Session
-	conn    *Conn
+	session wire.Session    // what it speaks; see speaks
 	remote  *netip.AddrPort // nil: the socket's
 	counted bool            // its address is, by e.addrs
 
+	conn   atomic.Pointer[Conn]   // the last one; nil: there was none. Stored by start, and by the lane
+	device atomic.Pointer[device] // nil: it does not speak mpush
+
 	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
-	parted   bool          // owned by the lane: OnDisconnect ran
 	broken   bool          // owned by Data: the peer broke the protocol, nothing of it is read any more
 	owes     bool          // owned by Data: a message that rate has not paid for yet
 	stalled  atomic.Bool   // reading stopped because the lane is full
@@ -826,38 +954,93 @@ type transport struct {
 	lane lane.Lane
 }
 
+// device is what a transport of mpush has besides.
+type device struct {
+	// Static.
+	session *mpush.Session
+	began   time.Time // when it was accepted, or turned to mpush
+	ws      bool      // its packets come in WebSocket messages
+
+	opening atomic.Bool                        // the session's Open runs, and nothing is read
+	open    atomic.Bool                        // the session is: HANDSHAKE or FAST_CONNECT was answered
+	settled atomic.Bool                        // it is counted out of those that are not open
+	refused atomic.Bool                        // it is being refused, which takes its time
+	bind    atomic.Pointer[bindRequest]        // the BIND that is not answered yet
+	asking  atomic.Pointer[context.CancelFunc] // ends the context of Authenticate
+	proxied atomic.Int32                       // HTTP requests that run
+
+	// Owned by Data.
+	beats rate.Bucket // heartbeats of any kind
+	binds rate.Bucket
+	debt  bool // a BIND that binds has not paid for yet
+}
+
+// bindRequest is a BIND with the time it came.
+type bindRequest struct {
+	id    uint64
+	claim *wire.LoginClaim
+	at    time.Time
+}
+
 // closeWait is how long a peer may take to read our goodbye and say its own.
 const closeWait = time.Second
 
-// start makes a transport of an upgraded connection, in its places, and begins
-// to read. The engine counted it in; from here on Closed counts it out. It
-// returns why the connection is not let in after all; then it is being closed.
-func (e *Engine) start(nc net.Conn, d dialect, who *identity, l *Login, counted bool) error {
-	now := time.Now()
-	id := ConnID(e.idBase | uint64(e.connSeq.Add(1)))
+// speaks is what the transport speaks now: that may change once, from
+// push.json to mpush.
+func (t *transport) speaks() wire.Session {
+	if d := t.device.Load(); d != nil {
+		return d.session
+	}
+	return t.session
+}
+
+// newTransport makes the transport of a socket that the engine counted in;
+// from here on Closed counts it out.
+func (e *Engine) newTransport(nc net.Conn, remote netip.AddrPort, counted bool) *transport {
 	t := &transport{e: e, counted: counted}
-	if l.Remote.Port() == 0 || counted { // Config.RemoteAddr told it, or it is needed at the end
-		remote := l.Remote
+	if remote.Port() == 0 || counted { // Config.RemoteAddr told it, or it is needed at the end
 		t.remote = &remote
 	}
-	t.session = newSession(d, e.cfg.Limits.MaxMessage)
-	c := &Conn{t: t, id: id, dialect: d, shard: uint8(uint64(id) % uint64(len(e.shards)))}
-	t.conn = c
-	// The first ping comes between half a heartbeat and a whole one, so that
-	// not everybody's comes at once.
-	t.nextPing = now.Add(e.cfg.Heartbeat/2 + e.cfg.Heartbeat/2*time.Duration(id%64)/64).UnixNano()
 	e.stats.accepted.Add(1)
-	e.stats.dialects[d].Add(1)
-	if e.cfg.OnConnect != nil {
-		c.held = new(held)
+	t.nc = e.driver.Add(nc, t)
+	return t
+}
+
+// newConn makes the transport's next Conn, in no place. hold: what is pushed
+// to it waits for release. An earlier one has ended.
+func (t *transport) newConn(d dialect, hold bool) *Conn {
+	e := t.e
+	id := ConnID(e.idBase | uint64(e.connSeq.Add(1)))
+	c := &Conn{t: t, nc: t.nc, id: id, dialect: d, shard: uint8(uint64(id) % uint64(len(e.shards))), sealed: d == dialectMPush}
+	if hold {
+		c.held = &held{connecting: true}
 		c.holding.Store(true)
 	}
 	c.who.Store(&identity{details: &nodetails})
-	t.nc = e.driver.Add(nc, t)
-	c.nc = t.nc
+	e.stats.dialects[d].Add(1)
+	t.conn.Store(c)
+	if t.ending() { // since before the Store: whoever ended it may not have seen c
+		c.gone.Store(true)
+		c.end(t.why(), false)
+	}
+	c.mu.Lock()
+	if !c.ended {
+		e.places.addConn(c)
+	}
+	c.mu.Unlock()
+	return c
+}
+
+// start makes a transport of an upgraded connection, in its places, and begins
+// to read. The engine counted it in. It returns why the connection is not let
+// in after all; then it is being closed.
+func (e *Engine) start(nc net.Conn, d dialect, session wire.Session, who *identity, l *Login, counted bool) error {
+	t := e.newTransport(nc, l.Remote, counted)
+	t.session = session
+	c := t.newConn(d, e.cfg.OnConnect != nil)
+	t.schedulePing(uint64(c.id))
 	c.mu.Lock()
 	if !c.ended { // the engine may have been closed by now
-		e.places.addConn(c)
 		c.addLocked(placeKey{kindAll, ""})
 	}
 	c.mu.Unlock()
@@ -865,13 +1048,37 @@ func (e *Engine) start(nc net.Conn, d dialect, who *identity, l *Login, counted 
 	if err != nil {
 		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
 	} else {
-		t.greet()
+		t.greet(c)
 	}
+	t.begin()
+	return err
+}
+
+// schedulePing sets the first ping between half a heartbeat and a whole one,
+// so that not everybody's comes at once.
+func (t *transport) schedulePing(id uint64) {
+	beat := t.e.cfg.Heartbeat
+	t.nextPing = time.Now().Add(beat/2 + beat/2*time.Duration(id%64)/64).UnixNano()
+}
+
+// begin begins to read.
+func (t *transport) begin() {
 	t.nc.Start()
-	if e.draining.Load() {
+	if t.e.draining.Load() {
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
 	}
-	return err
+}
+
+// startDevice makes a transport of an mpush device and begins to read. It gets
+// a Conn when it binds. The engine counted it in, also among those that are
+// not open yet.
+func (e *Engine) startDevice(nc net.Conn, remote netip.AddrPort, counted, plain, webSocket bool) {
+	t := e.newTransport(nc, remote, counted)
+	d := &device{session: mpush.NewSession(&e.mpush, plain, webSocket), began: time.Now(), ws: webSocket}
+	t.session = d.session
+	t.device.Store(d)
+	t.schedulePing(uint64(e.connSeq.Load()))
+	t.begin()
 }
 
 // remoteAddr is the client's address.
@@ -886,20 +1093,29 @@ func (t *transport) remoteAddr() netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// newSession is a dialect's protocol; maxMessage 0 is no limit.
-func newSession(d dialect, maxMessage int) wire.Session {
-	if maxMessage == 0 {
-		maxMessage = -1
+// newSession is the protocol of a browser's dialect. unnamed: the browser did
+// not name one, so it may turn out to be mpush.
+func (e *Engine) newSession(d dialect, unnamed bool) wire.Session {
+	limit := unlimited(e.cfg.Limits.MaxMessage)
+	switch {
+	case d == dialectMsgpack:
+		return pushjson.New(pushjson.Msgpack, limit)
+	case unnamed && !e.cfg.MPush.NoJSON:
+		return pushjson.NewUnnamed(limit)
 	}
-	if d == dialectMsgpack {
-		return pushjson.New(pushjson.Msgpack, maxMessage)
+	return pushjson.New(pushjson.JSON, limit)
+}
+
+// unlimited makes -1 of a limit of 0, which is what protocols take for none.
+func unlimited(limit int) int {
+	if limit == 0 {
+		return -1
 	}
-	return pushjson.New(pushjson.JSON, maxMessage)
+	return limit
 }
 
 // greet has OnConnect run, unless the connection has ended already.
-func (t *transport) greet() {
-	c := t.conn
+func (t *transport) greet(c *Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
@@ -907,13 +1123,12 @@ func (t *transport) greet() {
 	}
 	c.greeted = true
 	if t.e.cfg.OnConnect != nil {
-		t.lane.Always(t.connect, t)
+		t.lane.Always(func() { t.connect(c) }, t)
 	}
 }
 
 // connect runs OnConnect. It runs on the lane.
-func (t *transport) connect() {
-	c := t.conn
+func (t *transport) connect(c *Conn) {
 	ctx := context.WithValue(c.Context(), connectingKey{}, c)
 	defer func() {
 		t.e.shards[c.shard].flush(c.Context()) // what OnConnect pushed to many
@@ -924,9 +1139,25 @@ func (t *transport) connect() {
 
 // hook runs a hook of this connection, which ends if it panics.
 func (t *transport) hook(name string, f func()) {
-	if t.e.hook(name, t.conn.id, f) {
+	if t.e.hook(name, t.id(), f) {
 		t.shut(ReasonPanic, wire.Internal, "", false)
 	}
+}
+
+// id is the Conn's, 0 before there is one.
+func (t *transport) id() ConnID {
+	if c := t.conn.Load(); c != nil {
+		return c.id
+	}
+	return 0
+}
+
+// user is the Conn's, "" before there is one.
+func (t *transport) user() string {
+	if c := t.conn.Load(); c != nil {
+		return c.UserID()
+	}
+	return ""
 }
 
 // LaneBegins, LaneMoved, LaneDied and LaneEnds are called by the lane.
@@ -964,7 +1195,8 @@ func (t *transport) Data(b []byte) int {
 			t.begun.Store(0)
 			return used
 		}
-		n, err := t.session.Feed(b[used:], ev)
+		session := t.speaks()
+		n, err := session.Feed(b[used:], ev)
 		used += n
 		if err != nil {
 			t.broken = true
@@ -972,13 +1204,13 @@ func (t *transport) Data(b []byte) int {
 			return len(b)
 		}
 		if ev.Kind != wire.None {
-			if ev.Kind != wire.Ping || !t.session.Partial() { // a ping may come inside a message
+			if ev.Kind != wire.Ping || !session.Partial() { // a ping may come inside a message
 				t.begun.Store(0)
 			}
 			t.handle(ev)
 		}
 	}
-	if !t.session.Partial() {
+	if !t.speaks().Partial() {
 		t.begun.Store(0)
 	} else if t.begun.Load() == 0 {
 		t.begun.Store(time.Now().UnixNano())
@@ -991,6 +1223,19 @@ func (t *transport) Data(b []byte) int {
 func (t *transport) full() bool {
 	if t.ending() {
 		return false
+	}
+	if d := t.device.Load(); d != nil {
+		if d.opening.Load() {
+			return true // answered resumes
+		}
+		if d.debt {
+			if wait := d.binds.Take(bindRate, time.Now()); wait > 0 {
+				t.e.stats.limit(limitedBinds)
+				time.AfterFunc(wait, t.nc.Resume)
+				return true
+			}
+			d.debt = false
+		}
 	}
 	if t.owes {
 		if wait := t.rate.Take(t.messageRate(), time.Now()); wait > 0 {
@@ -1018,8 +1263,13 @@ func (t *transport) messageRate() rate.Limit {
 	return rate.Limit{PerSecond: n, Burst: 5 * n}
 }
 
-// pingRate is what a client may ping; more is no heartbeat (limits.md row 82).
-var pingRate = rate.Limit{PerSecond: 10, Burst: 20}
+// What a client may do how often.
+var (
+	pingRate  = rate.Limit{PerSecond: 10, Burst: 20}     // more is no heartbeat (limits.md row 82)
+	beatRate  = rate.Limit{PerSecond: 1, Burst: 10}      // mpush: what is answered (row 17)
+	floodRate = rate.Limit{PerSecond: 1000, Burst: 1000} // mpush: what is borne
+	bindRate  = rate.Limit{PerSecond: 5, Burst: 5}       // row 53
+)
 
 // handle is the one switch over what a protocol tells.
 func (t *transport) handle(ev *wire.Event) {
@@ -1031,7 +1281,7 @@ func (t *transport) handle(ev *wire.Event) {
 	}
 	switch ev.Kind {
 	case wire.Message:
-		m := newReceived(ev)
+		m := newReceived(ev, t.device.Load() != nil)
 		size := m.size()
 		t.e.inboxes.Add(int64(size))
 		t.lane.Put(size, func() {
@@ -1039,25 +1289,34 @@ func (t *transport) handle(ev *wire.Event) {
 			t.receive(m)
 		}, t)
 	case wire.Ack:
-		if t.conn.acked(ev.ID, ev.Data) {
+		if c := t.conn.Load(); c != nil && c.acked(ev.ID, ev.Data) {
 			return // free: it is our push that it answers
 		}
 		t.e.stats.strayAcks.Add(1)
 	case wire.Login:
+		if d := t.device.Load(); d != nil {
+			if !t.askBind(d, ev) {
+				return
+			}
+			break
+		}
 		claim := ev.Login
 		t.lane.Put(len(claim.User)+len(claim.Token), func() { t.login(claim) }, t)
 	case wire.Logout:
-		t.lane.Put(0, t.conn.Unbind, t)
+		id := ev.ID
+		t.lane.Put(0, func() { t.logout(id) }, t)
 	case wire.Ping:
-		if t.pings.Take(pingRate, time.Now()) > 0 {
-			t.e.stats.limit(limitedPings)
-			t.fail(&wire.Error{Code: wire.Policy, Text: "too many pings"})
-			return
-		}
-		if len(ev.Reply) > 0 {
-			t.conn.send(ev.Reply)
-		}
+		t.pinged(ev.Reply)
 		return
+	case wire.Open:
+		t.open(t.device.Load(), ev.Heavy)
+	case wire.Turn:
+		t.turn(ev)
+		return
+	case wire.Request:
+		t.request(t.device.Load(), ev)
+	case wire.Reply:
+		t.send(ev.Reply)
 	case wire.Closed:
 		t.end(ReasonClient, false)
 		t.nc.Shut(ev.Reply, false, closeWait)
@@ -1071,17 +1330,54 @@ func (t *transport) handle(ev *wire.Event) {
 	t.owes = t.rate.Take(t.messageRate(), time.Now()) > 0
 }
 
+// pinged answers a heartbeat. A device that sends more than one a second is
+// not answered each, nor is one that has other bytes to read first.
+func (t *transport) pinged(reply []byte) {
+	now := time.Now()
+	allowed := pingRate
+	if d := t.device.Load(); d != nil {
+		allowed = floodRate
+		if d.beats.Take(beatRate, now) > 0 {
+			t.e.stats.limit(limitedPings)
+			reply = nil
+		} else if n, _ := t.nc.Queued(); n > 0 {
+			reply = nil
+		}
+	}
+	if t.pings.Take(allowed, now) > 0 {
+		t.e.stats.limit(limitedPings)
+		t.fail(&wire.Error{Code: wire.Policy, Text: "too many pings"})
+		return
+	}
+	t.send(reply)
+}
+
+// send writes what is not a push: answers and pings. It passes whatever is
+// held.
+func (t *transport) send(frame []byte) {
+	if len(frame) > 0 && t.nc.Write(frame) == netio.ErrSlow {
+		t.overflow()
+	}
+}
+
 // receive gives a message to its handler and answers it. It runs on the lane.
 // What came before the connection's end still counts, unless the end was that
 // nobody wants to hear from it.
 func (t *transport) receive(m *Received) {
-	e, c := t.e, t.conn
+	e, c := t.e, t.conn.Load()
+	if t.device.Load() != nil && !t.ending() {
+		c = t.live()
+	}
+	if c == nil { // a device that is not bound
+		e.stats.ignored.Add(1)
+		return
+	}
 	switch t.why() {
 	case ReasonKicked, ReasonReplaced, ReasonRefused, ReasonExpired, ReasonPanic:
 		e.stats.discarded.Add(1)
 		return
 	}
-	if t.parted {
+	if c.parted {
 		e.stats.discarded.Add(1)
 		return
 	}
@@ -1102,8 +1398,8 @@ func (t *transport) receive(m *Received) {
 		reply, err := h.call(c.Context(), c, m)
 		frame = t.answer(m, reply, err)
 	})
-	if m.wanted && frame != nil {
-		c.send(frame)
+	if m.wanted {
+		t.send(frame)
 	}
 }
 
@@ -1112,16 +1408,16 @@ func (t *transport) answer(m *Received, reply any, err error) []byte {
 	var v wire.Value
 	if err == nil {
 		if v, err = answer(reply); err == nil {
-			return t.session.Answer(nil, m.id, v, "")
+			return t.speaks().Answer(nil, m.id, v, "")
 		}
 	}
 	text := "internal error"
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		text = r.text
 	} else {
-		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", t.conn.id, "user", brief(t.conn.UserID()), "err", err)
+		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", t.id(), "user", brief(t.user()), "err", err)
 	}
-	return t.session.Answer(nil, m.id, wire.Value{}, text)
+	return t.speaks().Answer(nil, m.id, wire.Value{}, text)
 }
 
 func (e *Engine) unhandled(context.Context, *Conn, *Received) (any, error) {
@@ -1137,7 +1433,7 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	if t.ending() {
 		return
 	}
-	c := t.conn
+	c := t.conn.Load()
 	l := Login{
 		Protocol: c.Protocol(), UserID: claim.User, Token: claim.Token,
 		DeviceID: claim.Device, OS: claim.OS, ClientVersion: claim.Version, Tags: claim.Tags,
@@ -1149,7 +1445,7 @@ func (t *transport) login(claim *wire.LoginClaim) {
 		err = c.bind(who, l.Rooms)
 	}
 	if err == nil {
-		c.send(t.session.LoggedIn(nil, who.user, c.id.String()))
+		t.send(t.session.LoggedIn(nil, 0, who.user, c.id.String(), false))
 		return
 	}
 	counted, no, code := loginRefused(err)
@@ -1161,6 +1457,269 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	t.shut(ends, code, no.Text, false)
 }
 
+// logout is a client's giving its user up. It runs on the lane.
+func (t *transport) logout(id uint64) {
+	if c := t.live(); c != nil {
+		c.Unbind()
+	}
+	if d := t.device.Load(); d != nil {
+		t.send(d.session.LoggedOut(nil, id))
+	}
+}
+
+// live is the transport's Conn unless that has ended, nil without one.
+func (t *transport) live() *Conn {
+	if c := t.conn.Load(); c != nil && !c.gone.Load() {
+		return c
+	}
+	return nil
+}
+
+// What an mpush client in the field imposes on the times of answers.
+const (
+	deviceWait    = 3 * time.Second         // it closes the connection itself, or we do
+	answerFloor   = 20 * time.Millisecond   // a proxy's answer that comes sooner is lost, and a failed handshake's tells nothing by its time
+	handshakeWait = 3 * time.Second         // after that it has given up
+	longestBind   = 5500 * time.Millisecond // after 6 s it has
+	maxProxied    = 4                       // HTTP requests of one connection at a time
+)
+
+// open answers the HANDSHAKE or FAST_CONNECT that the session asks about, on
+// the lane. Nothing is read until it has. heavy: it takes an RSA operation, of
+// which only so many run at a time; who waits for too long is not answered,
+// and not closed either, or it would be back at once.
+func (t *transport) open(d *device, heavy bool) {
+	arrived := time.Now()
+	d.opening.Store(true)
+	t.lane.Put(0, func() {
+		if heavy && !t.e.handshakes.Enter(handshakeWait-time.Since(arrived), t.e.cutting) {
+			t.e.stats.limit(limitedHandshakes)
+			d.session.Discard()
+		} else {
+			opened, err := d.session.Open(time.Now())
+			if heavy {
+				t.e.handshakes.Leave()
+			}
+			switch {
+			case err != nil && opened.Slow:
+				t.e.stats.refused(refusedHandshake)
+				time.AfterFunc(answerFloor-time.Since(arrived), func() { t.fail(err) })
+				return
+			case err != nil:
+				t.fail(err)
+				return
+			case opened.OK:
+				d.open.Store(true)
+				t.e.opened(d)
+			}
+			t.send(opened.Reply)
+		}
+		d.opening.Store(false)
+		t.nc.Resume()
+	}, t)
+}
+
+// opened counts a device out of those whose session is not open.
+func (e *Engine) opened(d *device) {
+	if !d.settled.Swap(true) {
+		e.stats.pending.Add(-1)
+	}
+}
+
+// turn makes an mpush device of a page's connection whose first message says
+// so. Its Conn ends: it gets another one when it binds.
+func (t *transport) turn(ev *wire.Event) {
+	first := bytes.Clone(ev.Data.JSON)
+	d := &device{session: mpush.NewJSON(&t.e.mpush), began: time.Now(), ws: true}
+	t.e.stats.pending.Add(1)
+	if c := t.conn.Load(); c != nil {
+		c.gone.Store(true)
+		c.end(ReasonReplaced, true)
+	}
+	t.device.Store(d)
+	if t.ending() { // since before the Store
+		t.e.opened(d)
+	}
+	var packet wire.Event
+	if err := d.session.First(first, &packet); err != nil {
+		t.broken = true
+		t.fail(err)
+		return
+	}
+	t.handle(&packet)
+}
+
+// askBind has a BIND asked about, on the lane. The same once more while it is
+// is no second login: then it reports false.
+func (t *transport) askBind(d *device, ev *wire.Event) bool {
+	claim := ev.Login
+	if b := d.bind.Load(); b != nil && b.id == ev.ID &&
+		b.claim.User == claim.User && b.claim.Token == claim.Token && slices.Equal(b.claim.Tags, claim.Tags) {
+		return false
+	}
+	b := &bindRequest{ev.ID, claim, time.Now()}
+	d.bind.Store(b)
+	d.debt = d.binds.Take(bindRate, b.at) > 0
+	t.lane.Put(len(claim.User)+len(claim.Token), func() { t.bind(d, b) }, t)
+	return true
+}
+
+// bind is the login of a device. It runs on the lane.
+func (t *transport) bind(d *device, b *bindRequest) {
+	defer d.bind.CompareAndSwap(b, nil)
+	if t.ending() {
+		return
+	}
+	e, c, is := t.e, t.live(), d.session.Device()
+	form := dialectMPush
+	if d.session.Form() == mpush.JSON {
+		form = dialectMPushJSON
+	}
+	l := Login{
+		Protocol: protocols[form], UserID: b.claim.User, Token: b.claim.Token,
+		DeviceID: is.ID, OS: is.OS, OSVersion: is.OSVersion, ClientVersion: is.Version, Tags: b.claim.Tags,
+		Remote: t.remoteAddr(), Conn: c,
+	}
+	if l.check() != nil { // too many tags, or too long ones
+		e.stats.refused(refusedBadRequest)
+		t.refuse(ReasonRefused, b.at, d.session.BindFailed(nil, b.id, ""))
+		return
+	}
+	who, err := t.ask(d, &l)
+	fresh, left := c == nil, false
+	if err == nil {
+		if fresh {
+			c = t.newConn(form, true)
+		} else {
+			c.settled()
+			was := c.UserID()
+			left = was != "" && was != who.user
+		}
+		if err = c.bind(who, l.Rooms); err != nil && fresh {
+			c.gone.Store(true)
+			c.end(ReasonRefused, false)
+		}
+	}
+	if err != nil {
+		t.bindFailed(d, b, err)
+		return
+	}
+	t.send(d.session.LoggedIn(nil, b.id, who.user, "", left))
+	if fresh {
+		t.greet(c)
+		if e.cfg.OnConnect == nil {
+			c.release()
+		}
+	}
+}
+
+// ask asks the gate about a device's login, for as long as the device waits
+// for the answer and is there.
+func (t *transport) ask(d *device, l *Login) (*identity, error) {
+	ctx, stop := context.WithTimeout(context.Background(), longestBind)
+	defer stop()
+	d.asking.Store(&stop)
+	defer d.asking.Store(nil)
+	if t.ending() {
+		stop()
+	}
+	return t.e.authenticate(ctx, l)
+}
+
+// bindFailed answers a BIND that was not let in: a refusal late enough for the
+// client to have come to rest, anything else not at all, so that it tries
+// again by itself.
+func (t *transport) bindFailed(d *device, b *bindRequest, err error) {
+	if err == ErrClosed { // the connection ended
+		return
+	}
+	counted, _, _ := loginRefused(err)
+	t.e.stats.refused(counted)
+	text := ""
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		text = r.text
+	}
+	switch {
+	case errors.Is(err, errPanic):
+		t.refuse(ReasonPanic, b.at, nil)
+	case counted != refusedLater:
+		t.refuse(ReasonRefused, b.at, d.session.BindFailed(nil, b.id, text))
+	}
+}
+
+// refuse ends a device's connection RefuseDelay after what it asked for at
+// that time, with these last bytes; then it has deviceWait to close it.
+func (t *transport) refuse(why Reason, at time.Time, last []byte) {
+	if t.end(why, false) {
+		t.device.Load().refused.Store(true)
+		time.AfterFunc(t.e.cfg.MPush.RefuseDelay-time.Since(at), func() { t.nc.Shut(last, false, deviceWait) })
+	}
+}
+
+// replaced ends the Conn whose place a newer login took. A page is closed; a
+// device is told and its connection stays open, for it would come back at once
+// and replace the other in turn. The same device is not told: it is half
+// dead, and would take the news for its own.
+func (t *transport) replaced(old *Conn, by *identity) {
+	d := t.device.Load()
+	if d == nil {
+		t.shut(ReasonReplaced, wire.Replaced, "", false)
+		return
+	}
+	old.gone.Store(true)
+	old.end(ReasonReplaced, true)
+	t.e.stats.detached.Add(1)
+	if device := old.who.Load().device; device != "" && device == by.device {
+		return
+	}
+	t.send(old.kickNote(d))
+	if t.e.cfg.MPush.CloseKicked {
+		time.AfterFunc(deviceWait, func() {
+			if t.conn.Load() == old { // it has not bound anew
+				t.shut(ReasonReplaced, wire.Replaced, "", false)
+			}
+		})
+	}
+}
+
+// request has an HTTP request made for a bound device and answers it, not
+// before answerFloor.
+func (t *transport) request(d *device, ev *wire.Event) {
+	e, c, id, r := t.e, t.live(), ev.ID, ev.HTTP
+	begin := time.Now()
+	own := func(status int) {
+		time.AfterFunc(answerFloor-time.Since(begin), func() {
+			t.send(d.session.Proxied(nil, id, &wire.HTTPResponse{Status: status, Reason: http.StatusText(status), Own: true}))
+		})
+	}
+	switch {
+	case e.proxy == nil || c == nil || c.UserID() == "":
+		own(http.StatusForbidden)
+		return
+	case r == nil:
+		own(http.StatusBadRequest)
+		return
+	case d.proxied.Add(1) > maxProxied:
+		d.proxied.Add(-1)
+		e.stats.limit(limitedProxied)
+		own(http.StatusServiceUnavailable)
+		return
+	}
+	e.hooks.Add()
+	go func() {
+		defer e.hooks.Done()
+		defer d.proxied.Add(-1)
+		answer := e.proxy.Do(c.Context(), &proxy.Request{Method: r.Method, URI: r.URI, Headers: r.Headers, Body: r.Body, Remote: t.remoteAddr().Addr()})
+		sleep(c.Context(), answerFloor-time.Since(begin), e.cutting)
+		frame := d.session.Proxied(nil, id, &wire.HTTPResponse{
+			Status: answer.Status, Reason: answer.Reason, Headers: answer.Headers, Body: answer.Body, Own: answer.Own,
+		})
+		if t.nc.Write(frame) == netio.ErrSlow { // the queue has no room for that much
+			own(http.StatusServiceUnavailable)
+		}
+	}()
+}
+
 // fail ends a connection whose peer broke the protocol.
 func (t *transport) fail(err error) {
 	broken := &wire.Error{Code: wire.Protocol, Text: "protocol error"}
@@ -1168,8 +1727,20 @@ func (t *transport) fail(err error) {
 	if broken.Code == wire.TooBig {
 		t.e.stats.limit(limitedMaxMessage)
 	}
-	t.e.log.Debug("push: protocol error", "conn", t.conn.id, "err", broken)
-	t.shut(ReasonProtocol, broken.Code, broken.Text, true)
+	t.e.log.Debug("push: protocol error", "conn", t.id(), "remote", t.remoteAddr(), "err", broken)
+	if t.end(ReasonProtocol, false) {
+		t.goodbye(t.speaks().Close(slices.Clone(broken.Reply), broken.Code, broken.Text), true)
+	}
+}
+
+// goodbye sends the last bytes and closes when the client has read them. Over
+// TCP an mpush client sees the end by our closing alone.
+func (t *transport) goodbye(last []byte, cut bool) {
+	if d := t.device.Load(); d != nil && !d.ws {
+		t.nc.HangUp(last, cut, closeWait)
+	} else {
+		t.nc.Shut(last, cut, closeWait)
+	}
 }
 
 // Tick is called by the driver's sweep.
@@ -1177,23 +1748,39 @@ func (t *transport) Tick(now time.Time) {
 	if t.ending() {
 		return
 	}
-	e := t.e
+	e, d := t.e, t.device.Load()
+	limits := &e.cfg.Limits
+	patience, pings := e.cfg.Heartbeat+heartbeatGrace, true
+	if d != nil {
+		if !d.open.Load() {
+			if limits.LoginTimeout > 0 && now.Sub(d.began) >= limits.LoginTimeout {
+				e.stats.limit(limitedLoginTimeout)
+				t.shut(ReasonRefused, wire.Policy, "no login in time", true)
+				return
+			}
+			patience = 365 * 24 * time.Hour
+		} else if !d.ws {
+			patience, pings = 3*d.session.Device().Heartbeat+time.Second, false
+		}
+	}
 	switch begun := t.begun.Load(); {
-	case t.nc.Silence(now) > e.cfg.Heartbeat+heartbeatGrace:
+	case t.nc.Silence(now) > patience:
 		t.shut(ReasonHeartbeat, wire.GoingAway, "no sign of life", true)
 		return
-	case begun > 0 && e.cfg.Limits.MessageTimeout > 0 && now.Sub(time.Unix(0, begun)) > e.cfg.Limits.MessageTimeout:
+	case begun > 0 && limits.MessageTimeout > 0 && now.Sub(time.Unix(0, begun)) > limits.MessageTimeout:
 		e.stats.limit(limitedMessageTimeout)
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
 	}
-	if at := t.conn.who.Load().expires; at > 0 && now.UnixNano() >= at {
-		t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
-		return
+	if c := t.conn.Load(); c != nil && !c.gone.Load() {
+		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at {
+			t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
+			return
+		}
 	}
-	if now.UnixNano() >= t.nextPing {
+	if pings && now.UnixNano() >= t.nextPing {
 		t.nextPing = now.Add(e.cfg.Heartbeat).UnixNano()
-		t.conn.send(t.session.Ping(nil))
+		t.send(t.speaks().Ping(nil))
 	}
 }
 
@@ -1221,9 +1808,8 @@ func (t *transport) overflow() {
 func (t *transport) Closed(err error) {
 	t.end(ReasonLost, false)
 	e, why := t.e, t.why()
-	e.log.Debug("push: closed", "conn", t.conn.id, "user", brief(t.conn.UserID()), "why", string(why), "err", err)
+	e.log.Debug("push: closed", "conn", t.id(), "user", brief(t.user()), "why", string(why), "err", err)
 	e.stats.ended(why)
-	e.stats.dialects[t.conn.dialect].Add(-1)
 	if t.counted {
 		e.addrs.leave(t.remote.Addr())
 	}
@@ -1245,12 +1831,20 @@ func (t *transport) why() Reason {
 func (t *transport) end(why Reason, flush bool) bool {
 	t.e.hooks.Add() // until OnDisconnect is on the lane: Closed may come meanwhile
 	defer t.e.hooks.Done()
-	first := t.ends.CompareAndSwap(0, 1+uint32(reasonIndex(why)))
-	if first {
-		t.conn.gone.Store(true)
-		t.conn.end(why, flush)
+	if !t.ends.CompareAndSwap(0, 1+uint32(reasonIndex(why))) {
+		return false
 	}
-	return first
+	if c := t.conn.Load(); c != nil {
+		c.gone.Store(true)
+		c.end(why, flush)
+	}
+	if d := t.device.Load(); d != nil {
+		t.e.opened(d)
+		if stop := d.asking.Load(); stop != nil {
+			(*stop)()
+		}
+	}
+	return true
 }
 
 // shut ends the transport politely: what is queued (with cut only what is
@@ -1259,8 +1853,19 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 	if !t.end(why, !cut) {
 		return false
 	}
-	t.nc.Shut(t.session.Close(nil, code, text), cut, closeWait)
+	d, c := t.device.Load(), t.conn.Load()
+	if d != nil && code == wire.Kicked && c != nil {
+		t.nc.Shut(d.session.Close(c.kickNote(d), code, text), cut, deviceWait)
+	} else {
+		t.goodbye(t.speaks().Close(nil, code, text), cut)
+	}
 	return true
+}
+
+// kickNote is the KICK that tells a device of its own end.
+func (c *Conn) kickNote(d *device) []byte {
+	who := c.who.Load()
+	return d.session.Kick(nil, who.device, who.user)
 }
 
 // cut ends the transport at once.
@@ -1271,16 +1876,18 @@ func (t *transport) cut(why Reason) {
 
 // Received is a message from a client.
 type Received struct {
-	Event string // its name, 1 to 256 bytes of UTF-8 without control characters
+	Event string // its name, 1 to 256 bytes of UTF-8 without control characters; "" from an mpush device
 
-	value  wire.Value
-	id     uint64 // of the answer
-	wanted bool   // the client wants one
+	value   wire.Value
+	id      uint64 // of the answer
+	wanted  bool   // the client wants one
+	untyped bool   // its bytes may be JSON as well
 }
 
-func newReceived(ev *wire.Event) *Received {
+func newReceived(ev *wire.Event, untyped bool) *Received {
 	return &Received{
-		Event: string(ev.Name), id: ev.ID, wanted: ev.HasID,
+		untyped: untyped,
+		Event:   string(ev.Name), id: ev.ID, wanted: ev.HasID,
 		value: wire.Value{JSON: slices.Clone(ev.Data.JSON), Bytes: slices.Clone(ev.Data.Bytes)},
 	}
 }
@@ -1316,11 +1923,18 @@ func (m *Received) JSON(i int) json.RawMessage {
 }
 
 // Decode decodes the arguments, in order, as encoding/json does; opaque bytes
-// go into a *[]byte. An argument that is not there is null.
+// go into a *[]byte. What an mpush device sent is bytes, and decoded as JSON
+// into anything else. An argument that is not there is null.
 func (m *Received) Decode(into ...any) error {
 	for i, v := range into {
 		if b := m.Bytes(i); b != nil {
 			dst, ok := v.(*[]byte)
+			if !ok && m.untyped {
+				if err := json.Unmarshal(b, v); err != nil {
+					return fmt.Errorf("push: argument %d: %w", i, err)
+				}
+				continue
+			}
 			if !ok {
 				return fmt.Errorf("push: argument %d is bytes, not JSON", i)
 			}
@@ -1343,8 +1957,9 @@ type handler struct {
 // On sets the handler of an event that clients send. in is decoded from the
 // message's first argument; what does not decode is answered with an error. A
 // client that asked for an answer gets reply, or err's text if it is a Refuse;
-// any other error is answered "internal error" and logged. ctx ends with the
-// connection. On may be called at any time; a second handler of one event
+// any other error is answered "internal error" and logged. An mpush device's
+// messages are event ""; the answer is an ACK if err is nil, without reply, and
+// none otherwise. ctx ends with the connection. On may be called at any time; a second handler of one event
 // panics.
 func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in T) (reply any, err error)) {
 	e.handlersMu.Lock()
@@ -1365,11 +1980,21 @@ func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in 
 // authenticatePending is authenticate for an upgrade: of those there may be
 // only so many at once.
 func (e *Engine) authenticatePending(ctx context.Context, l *Login) (*identity, error) {
-	defer e.stats.pending.Add(-1)
-	if n := e.stats.pending.Add(1); e.cfg.Limits.MaxPending > 0 && n > int64(e.cfg.Limits.MaxPending) {
+	if !e.pend() {
 		return nil, errMaxPending
 	}
+	defer e.stats.pending.Add(-1)
 	return e.authenticate(ctx, l)
+}
+
+// pend counts in a connection whose login is undecided, unless there are too
+// many.
+func (e *Engine) pend() bool {
+	if n := e.stats.pending.Add(1); e.cfg.Limits.MaxPending > 0 && n > int64(e.cfg.Limits.MaxPending) {
+		e.stats.pending.Add(-1)
+		return false
+	}
+	return true
 }
 
 var errMaxPending = errors.New("push: too many logins at once")
@@ -1445,7 +2070,13 @@ var errPanic = errors.New("push: a hook panicked")
 
 // class asks DeviceClass.
 func (e *Engine) class(l *Login) (class string, err error) {
-	if e.cfg.DeviceClass == nil || l.UserID == "" {
+	switch {
+	case l.UserID == "":
+		return "", nil
+	case e.cfg.DeviceClass != nil:
+	case l.Protocol == protocols[dialectMPush] || l.Protocol == protocols[dialectMPushJSON]:
+		return mpush.Class(l.OS), nil
+	default:
 		return "", nil
 	}
 	if e.hook("DeviceClass", 0, func() { class = e.cfg.DeviceClass(l) }) {
@@ -1528,7 +2159,21 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 		}
 	}()
 
-	d := dialect(max(upgrade.Negotiate(r, protocols[:]), int(dialectJSON)))
+	named := upgrade.Negotiate(r, subprotocols)
+	d := dialect(max(named, int(dialectJSON)))
+	if d == dialectMPush { // who it is, it says in its BIND
+		if !e.pend() {
+			return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
+		}
+		nc, unable := upgrade.Do(w, r, protocols[d])
+		if unable != nil {
+			e.stats.pending.Add(-1)
+			return refuse(unableWhy(unable), unable)
+		}
+		kept = true
+		e.startDevice(nc, remote, counted, true, true)
+		return nil
+	}
 	l := claims(asked, d, remote)
 	if err := l.check(); err != nil {
 		return refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusBadRequest, Text: "bad login"})
@@ -1558,10 +2203,7 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	}
 	nc, unable := upgrade.Do(w, r, protocols[d])
 	if unable != nil {
-		if unable.Status == http.StatusInternalServerError {
-			return refuse(refusedHijack, unable)
-		}
-		return refuse(refusedBadRequest, unable)
+		return refuse(unableWhy(unable), unable)
 	}
 	kept = true
 	if no != nil { // a page cannot see an HTTP status: it gets a close code
@@ -1569,10 +2211,17 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 		return nil
 	}
 	l.Remote = remote
-	if err := e.start(nc, d, who, l, counted); errors.Is(err, ErrLimit) {
+	if err := e.start(nc, d, e.newSession(d, named < 0), who, l, counted); errors.Is(err, ErrLimit) {
 		e.stats.refused(refusedMaxPerUser)
 	}
 	return nil
+}
+
+func unableWhy(no *upgrade.Refusal) refusedWhy {
+	if no.Status == http.StatusInternalServerError {
+		return refusedHijack
+	}
+	return refusedBadRequest
 }
 
 func (e *Engine) allowsOrigin(r *http.Request) bool {
@@ -1631,7 +2280,7 @@ func (e *Engine) remote(r *http.Request) netip.AddrPort {
 // dismiss tells a page that was upgraded only for that why it is not let in.
 // The engine counted it in.
 func (e *Engine) dismiss(nc net.Conn, d dialect, code wire.Code, text string, addr netip.Addr, counted bool) {
-	session := newSession(d, 0)
+	session := e.newSession(d, false)
 	c := e.driver.Add(nc, &dismissed{e, addr, counted})
 	c.Start()
 	c.Shut(session.Close(nil, code, text), false, closeWait)
@@ -1652,6 +2301,86 @@ func (d *dismissed) Closed(error) {
 		d.e.addrs.leave(d.addr)
 	}
 	d.e.live.Done()
+}
+
+// Serve takes mpush devices from a listener, until Shutdown or Close; then it
+// returns ErrClosed. It closes l, and may be called for several at once. A TLS
+// listener protects what mpush's own cryptography does not (see
+// .github/SECURITY.md). Without room for one more connection
+// (Limits.MaxConns, MaxPending) it leaves devices in l's backlog: they are
+// better off waiting than refused. Errors of l that pass, such as too many
+// open files, are waited for, up to a second at a time. An error at once: l is
+// nil, or Config.Authenticate is, without which no device may bind.
+func (e *Engine) Serve(l net.Listener) error {
+	if l == nil {
+		return errors.New("push: Serve of a nil listener")
+	}
+	if e.cfg.Authenticate == nil {
+		l.Close()
+		return errors.New("push: Serve needs Config.Authenticate: without it no device may bind")
+	}
+	err := e.listeners.Serve(l, e.roomForDevice, func(err error, d time.Duration) error {
+		e.stats.limit(limitedAccept)
+		e.log.Warn("push: accept failed", "err", err)
+		return sleep(context.Background(), d, e.leaving)
+	}, e.accept)
+	if err == nil || err == ErrClosed {
+		return ErrClosed
+	}
+	return fmt.Errorf("push: accept: %w", err)
+}
+
+// roomForDevice waits until there may be one more connection.
+func (e *Engine) roomForDevice() error {
+	limits := &e.cfg.Limits
+	for waited := false; limits.MaxConns > 0 && e.live.Len() >= limits.MaxConns ||
+		limits.MaxPending > 0 && e.stats.pending.Load() >= int64(limits.MaxPending); waited = true {
+		if !waited {
+			e.stats.limit(limitedAccept)
+		}
+		if err := sleep(context.Background(), 20*time.Millisecond, e.leaving); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accept takes a device's socket. One too many of its address is neither read
+// nor closed for a while, because a client that is refused at once is back at
+// once.
+func (e *Engine) accept(nc net.Conn) {
+	if !e.enter() {
+		nc.Close()
+		return
+	}
+	_, secure := nc.(interface{ ConnectionState() tls.ConnectionState })
+	tcp, _ := nc.(*net.TCPConn)
+	if wrapped, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		tcp, _ = wrapped.NetConn().(*net.TCPConn)
+	}
+	var remote netip.AddrPort
+	if addr, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+		remote = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+	}
+	if tcp != nil {
+		// Go's 15 s would keep a phone's radio awake.
+		idle := max(e.cfg.MPush.MaxHeartbeat, time.Minute)
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: idle, Interval: idle})
+	}
+	if local, ok := nc.LocalAddr().(*net.TCPAddr); ok && !secure && e.mpush.Key == nil && !local.IP.IsLoopback() {
+		e.warnPlain.Do(func() {
+			e.log.Warn("push: mpush devices are served without encryption: set MPush.PrivateKey, or serve a TLS listener", "addr", nc.LocalAddr())
+		})
+	}
+	counted, ok := e.addrs.enter(remote.Addr(), e.cfg.Limits.MaxConnsPerAddr)
+	if !ok {
+		e.stats.refused(refusedMaxPerAddr)
+		held := e.driver.Add(nc, &dismissed{e: e})
+		time.AfterFunc(e.cfg.MPush.RefuseDelay+deviceWait, held.Close)
+		return
+	}
+	e.stats.pending.Add(1)
+	e.startDevice(nc, remote, counted, secure || e.mpush.Key == nil || e.cfg.MPush.AllowPlain, false)
 }
 
 // addrCounts counts connections by address.

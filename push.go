@@ -1,7 +1,7 @@
 // Package push is a message-push engine that lives inside a Go program. One
-// [Engine] takes browsers on an http.Handler, knows which connections belong
-// to which user and which room, and tells the caller of a push what became of
-// it on every device.
+// [Engine] takes browsers on an http.Handler and mpush devices on a
+// net.Listener, knows which connections belong to which user and which room,
+// and tells the caller of a push what became of it on every device.
 //
 // Nothing is stored and nothing else has to run: a push reaches who is
 // connected now, at most once, and the [Receipt] says whether it did. What is
@@ -13,6 +13,7 @@
 //			return sessions.User(ctx, l.Cookie("session"))
 //		},
 //	})
+//	go engine.Serve(listener)       // mpush devices
 //	http.Handle("/ws", engine)      // WebSocket
 //	http.Handle("/push.js", engine) // the page's client
 //	...
@@ -22,6 +23,7 @@ package push
 import (
 	"cmp"
 	"context"
+	crand "crypto/rand"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -31,6 +33,7 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"runtime"
@@ -42,10 +45,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/embedpush/push/internal/accept"
+	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
 	"github.com/embedpush/push/internal/origin"
+	"github.com/embedpush/push/internal/proxy"
 	"github.com/embedpush/push/internal/quietlog"
 	"github.com/embedpush/push/internal/rate"
+	"github.com/embedpush/push/internal/secret"
 	"github.com/embedpush/push/internal/tally"
 	"github.com/embedpush/push/internal/wire"
 )
@@ -75,6 +82,11 @@ type Config struct {
 	//   - any other error: not now (503, or close code 1013), so that a
 	//     failing database logs nobody out.
 	//
+	// For an mpush device it is called for every BIND, never for a connection,
+	// a handshake or a fast connect. A refusal is an ERROR after
+	// MPush.RefuseDelay ("bind failed", or the text of Refuse); any other
+	// error is not answered, and the device asks again by itself.
+	//
 	// It may change the login's Tags, Rooms, Data, DeviceID and Expires; what
 	// it leaves there counts. ctx ends after Limits.AuthTimeout, and an answer
 	// after that counts as "not now". nil: a claim of a user is refused,
@@ -82,14 +94,16 @@ type Config struct {
 	Authenticate func(ctx context.Context, l *Login) (userID string, err error)
 
 	// DeviceClass sorts a user's connections into classes of which the newest
-	// stays and the others are closed (4409, ReasonReplaced). "" is the class
+	// stays and the others are replaced: a page is closed (4409), an mpush
+	// device gets KICK and is in no place (see MPush.CloseKicked). "" is the class
 	// of which there may be many. At most 16 bytes: a longer one fails the
 	// login like any other error. It runs right after Authenticate on the same
-	// goroutine. nil: browsers have class "".
+	// goroutine. nil: pages have class "", and mpush devices are "mobile", "pc",
+	// "web" or "unknown" by their OS, as mpush sorts them.
 	DeviceClass func(l *Login) string
 
 	// OnConnect runs once for each Conn, when it is already in its user's
-	// place and its rooms. What it pushes to c (c.Push, or the Engine's
+	// place and its rooms; an mpush device becomes one with its first BIND. What it pushes to c (c.Push, or the Engine's
 	// methods with ctx) reaches c before anything pushed meanwhile by others,
 	// which waits until OnConnect returns: one that takes long is a queue that
 	// fills. What was pushed just before may come behind a snapshot that has
@@ -140,6 +154,9 @@ type Config struct {
 	// Limits bound what the engine holds.
 	Limits Limits
 
+	// MPush is about mpush devices, over Serve and over WebSockets.
+	MPush MPush
+
 	// Cluster joins this node to others. nil: one node.
 	Cluster *Cluster
 
@@ -150,15 +167,97 @@ type Config struct {
 	Logger *slog.Logger
 }
 
+// MPush is how an engine serves the clients of mpush. The zero value serves
+// them without encryption.
+type MPush struct {
+	// PrivateKey is the RSA key of the handshake: PEM or base64 DER, PKCS #8 or
+	// PKCS #1, 1 024 to 4 096 bits. The clients hold its public half. The stock
+	// key of mpush is taken too, with a warning: everybody knows it. With a
+	// key, a handshake has to be encrypted, unless its transport is TLS or a
+	// WebSocket. nil: only plain handshakes, and a warning if devices come over
+	// neither TLS nor loopback.
+	PrivateKey []byte
+
+	// AllowPlain takes plain handshakes over bare TCP in spite of PrivateKey.
+	AllowPlain bool
+
+	// Content makes a device's content of a push, in which Event is not
+	// carried. m has Event, Ack, and Data as []byte, or as json.RawMessage if
+	// it was not opaque; both are its own. It runs on the goroutine of the
+	// push, calls may overlap. An error or nothing: the push is Unsupported on
+	// mpush devices; over Limits.MaxPush it is TooLarge. nil: the content is
+	// Data.
+	Content func(m Message) ([]byte, error)
+
+	// Window is how many pushes a device may have unanswered that want an
+	// answer; the others wait, and what is pushed later behind them. The
+	// clients in the field lose what comes faster. 0: 50; -1: no limit.
+	Window int
+
+	// CompressOver is the content's size in bytes from which on it is
+	// compressed. 0: 10 240; -1: never.
+	CompressOver int
+
+	// CloseKicked closes the connection of a device 3 s after a newer login
+	// of its user and class replaced it. Otherwise it stays open, in no place,
+	// because a client whose connection is closed comes back and replaces the
+	// newer one in turn.
+	CloseKicked bool
+
+	// NoJSON refuses mpush in JSON, which has no encryption of its own.
+	NoJSON bool
+
+	// NoResume gives devices no session tokens: each connection begins with
+	// an RSA handshake.
+	NoResume bool
+
+	// SessionKey is the secret under which session tokens are sealed: at least
+	// 32 random bytes. nil: the cluster's secrets, and without a cluster a key
+	// that ends with the process, after which every device needs RSA again.
+	SessionKey []byte
+
+	// MinHeartbeat and MaxHeartbeat bound what is negotiated; the client's
+	// wish counts between them. A device that is silent for three heartbeats
+	// and a second is closed. From 10 s to 4 min. 0: 3 min.
+	MinHeartbeat, MaxHeartbeat time.Duration
+
+	// SessionTTL is how long a session token is good for. 0: 24 h.
+	SessionTTL time.Duration
+
+	// RefuseDelay is the time from a BIND to the answer that refuses it: the
+	// clients in the field come back at once from a quick refusal, or not at
+	// all. Below the 3 s after which they ask again. 0: 2 s.
+	RefuseDelay time.Duration
+
+	// Advertise is the host:port at which devices reach this node, for Alloc:
+	// an IPv4 address or a name. "": it is not told.
+	Advertise string
+
+	// Proxy lets bound devices reach HTTP services. nil: none.
+	Proxy *Proxy
+}
+
+// Proxy is mpush's HTTP proxy: services that a bound device may ask through
+// its connection. At most 4 requests of a device and 256 in all run at a time,
+// each for at most 10 s, with a response of at most 1 MiB; no redirects, no
+// cookies. Addresses that are not public are refused when they are dialled,
+// unless an entry maps to them.
+type Proxy struct {
+	// Allow are the services: "https://api.shop.example", with a port if it is
+	// not the scheme's, and with "=10.0.0.7:8080" behind it if that address is
+	// to be dialled for it.
+	Allow []string
+}
+
 // Limits bound what one engine holds. Everywhere 0 is the default and -1 is no
 // limit, and what a limit turns away is counted in [Stats].
 type Limits struct {
-	MaxConns        int // connections; 503. 0: three quarters of the process's descriptors
-	MaxPending      int // upgrades whose login is undecided; 503. 0: 4 096
-	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429. 0: 64
-	MaxConnsPerAddr int // connections of one whole address, loopback not counted; 429. 0: none
+	MaxConns        int // connections; 503, and mpush devices wait to be accepted. 0: three quarters of the process's descriptors
+	MaxPending      int // upgrades whose login is undecided, and mpush devices without a session; as MaxConns. 0: 4 096
+	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429, mpush as a login. 0: 64
+	MaxConnsPerAddr int // connections of one whole address, loopback not counted; 429, mpush closed after 5 s unread. 0: none
 
-	MaxMessage int // bytes of one message from a client; 1009. 0: 64 KiB
+	MaxMessage int // bytes of one message from a client; 1009. An mpush device has 8 KiB before its session. 0: 64 KiB
 	MaxPush    int // bytes of one push: its JSON, or its bytes, and the event's name; ErrTooLarge. 0: 1 MiB
 
 	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. 0: 256 KiB
@@ -171,7 +270,8 @@ type Limits struct {
 	MessageRate int // messages a second of one connection, bursts of five times that; over it, it is read from more slowly. 0: 1 000
 	PushRate    int // pushes a second of this engine; over it ErrOverloaded. 0: none
 
-	AuthTimeout    time.Duration // one call of Authenticate. 0: 5 s
+	LoginTimeout   time.Duration // from an mpush device's connecting to its session; closed, heartbeats or not. 0: 10 s
+	AuthTimeout    time.Duration // one call of Authenticate; for an mpush device 5.5 s at most. 0: 5 s
 	MessageTimeout time.Duration // from the first byte of a message to its last; 1008. 0: 10 s
 	WriteTimeout   time.Duration // a queue from which nothing leaves; 4408. 0: 10 s
 	AckTimeout     time.Duration // the longest wait for acks, whatever ctx allows. 0: 5 s
@@ -199,7 +299,7 @@ func (l Limits) withDefaults() Limits {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&l.AuthTimeout, 5 * time.Second}, {&l.MessageTimeout, 10 * time.Second}, {&l.WriteTimeout, 10 * time.Second}, {&l.AckTimeout, 5 * time.Second},
+		{&l.LoginTimeout, 10 * time.Second}, {&l.AuthTimeout, 5 * time.Second}, {&l.MessageTimeout, 10 * time.Second}, {&l.WriteTimeout, 10 * time.Second}, {&l.AckTimeout, 5 * time.Second},
 	}
 	for _, f := range times {
 		if *f.field == 0 {
@@ -221,13 +321,14 @@ func maxConns() int {
 // Errors of a push, each the meaning of a [Status]. What a push returns is
 // one of them, several joined, or the context's error: use errors.Is.
 var (
-	ErrOffline    = errors.New("push: nobody to take it")
-	ErrTimeout    = errors.New("push: no answer in time")
-	ErrGone       = errors.New("push: the connection ended before it answered")
-	ErrSlow       = errors.New("push: the connection does not read fast enough")
-	ErrTooLarge   = errors.New("push: message too large")
-	ErrOverloaded = errors.New("push: overloaded, not sent")
-	ErrNodeLost   = errors.New("push: the node did not answer")
+	ErrOffline     = errors.New("push: nobody to take it")
+	ErrTimeout     = errors.New("push: no answer in time")
+	ErrGone        = errors.New("push: the connection ended before it answered")
+	ErrSlow        = errors.New("push: the connection does not read fast enough")
+	ErrTooLarge    = errors.New("push: message too large")
+	ErrOverloaded  = errors.New("push: overloaded, not sent")
+	ErrUnsupported = errors.New("push: the device's protocol cannot carry it")
+	ErrNodeLost    = errors.New("push: the node did not answer")
 )
 
 // ErrClosed is returned by an Engine after Shutdown or Close, and by a Conn
@@ -268,7 +369,7 @@ type Ack uint8
 const (
 	NoAck   Ack = iota // none: Sent is the best a device can do
 	AutoAck            // the client library answers as soon as it has the message
-	BizAck             // the client's program answers, when it has done its work
+	BizAck             // the client's program answers, when it has done its work; mpush: both kinds come without a Reply
 )
 
 // Message is what a push carries.
@@ -333,21 +434,22 @@ type Audience struct {
 type Status uint8
 
 const (
-	_          Status = iota
-	Sent              // accepted by the connection, written or queued within its limits: no proof of arrival
-	Acked             // the client answered
-	Timeout           // written, not answered in time
-	Gone              // written, the connection ended before it answered
-	Offline           // nobody to take it
-	Slow              // not sent: the connection does not read fast enough, it is being closed
-	TooLarge          // not sent: larger than the device takes
-	Overloaded        // not sent: too much is waiting, here or on that connection
-	NodeLost          // the node did not answer: it may have arrived
+	_           Status = iota
+	Sent               // accepted by the connection, written or queued within its limits: no proof of arrival
+	Acked              // the client answered
+	Timeout            // written, not answered in time
+	Gone               // written, the connection ended before it answered
+	Offline            // nobody to take it
+	Slow               // not sent: the connection does not read fast enough, it is being closed
+	TooLarge           // not sent: larger than the device takes
+	Overloaded         // not sent: too much is waiting, here or on that connection
+	NodeLost           // the node did not answer: it may have arrived
+	Unsupported        // not sent: the device's protocol cannot carry it (opaque bytes in mpush JSON, what MPush.Content refuses)
 	statuses
 )
 
-var statusNames = [statuses]string{"", "sent", "acked", "timeout", "gone", "offline", "slow", "toolarge", "overloaded", "nodelost"}
-var statusErrors = [statuses]error{Timeout: ErrTimeout, Gone: ErrGone, Offline: ErrOffline, Slow: ErrSlow, TooLarge: ErrTooLarge, Overloaded: ErrOverloaded, NodeLost: ErrNodeLost}
+var statusNames = [statuses]string{"", "sent", "acked", "timeout", "gone", "offline", "slow", "toolarge", "overloaded", "nodelost", "unsupported"}
+var statusErrors = [statuses]error{Timeout: ErrTimeout, Gone: ErrGone, Offline: ErrOffline, Slow: ErrSlow, TooLarge: ErrTooLarge, Overloaded: ErrOverloaded, NodeLost: ErrNodeLost, Unsupported: ErrUnsupported}
 
 // String is the status in lower case, "" for the zero Status of a device that
 // has none yet.
@@ -380,10 +482,10 @@ const (
 	ReasonLost      Reason = "lost"      // the socket ended without a goodbye
 	ReasonHeartbeat Reason = "heartbeat" // silent for too long
 	ReasonProtocol  Reason = "protocol"  // malformed or over a limit of the protocol
-	ReasonRefused   Reason = "refused"   // a later login was refused
+	ReasonRefused   Reason = "refused"   // a later login, or an mpush device's, was refused, or none came in time
 	ReasonSlow      Reason = "slow"      // did not read fast enough
 	ReasonKicked    Reason = "kicked"    // Kick or Conn.Close
-	ReasonReplaced  Reason = "replaced"  // a newer login of the same user and class
+	ReasonReplaced  Reason = "replaced"  // a newer login of the same user and class, or a page's connection turned out to be mpush
 	ReasonExpired   Reason = "expired"   // Login.Expires passed
 	ReasonPanic     Reason = "panic"     // a hook panicked
 	ReasonShutdown  Reason = "shutdown"  // the engine shuts down
@@ -431,6 +533,13 @@ type Engine struct {
 	pushRate pushRate
 	addrs    addrCounts
 
+	// mpush.
+	mpush      mpush.Config // static after New
+	proxy      *proxy.Proxy // static after New; nil: off
+	handshakes rate.Slots   // RSA operations
+	listeners  accept.Set
+	warnPlain  sync.Once
+
 	handlersMu sync.RWMutex
 	handlers   map[string]handler // guarded by handlersMu
 
@@ -476,6 +585,9 @@ func New(cfg Config) (*Engine, error) {
 		done:     make(chan struct{}),
 	}
 	e.ackSeq.Store(rand.Uint32())
+	if err := e.setMPush(); err != nil {
+		return nil, err
+	}
 	if cfg.OnPresence != nil {
 		e.presence = newPresence(e)
 	}
@@ -496,6 +608,108 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.places = newPlaces(len(e.shards), e.presence)
 	return e, nil
+}
+
+// setMPush makes what cfg.MPush says, and gives it its defaults.
+func (e *Engine) setMPush() (err error) {
+	m := &e.cfg.MPush
+	if m.MinHeartbeat == 0 {
+		m.MinHeartbeat = min(cmp.Or(m.MaxHeartbeat, 3*time.Minute), 3*time.Minute)
+	}
+	m.MaxHeartbeat = cmp.Or(m.MaxHeartbeat, max(m.MinHeartbeat, 3*time.Minute))
+	m.SessionTTL = cmp.Or(m.SessionTTL, 24*time.Hour)
+	m.RefuseDelay = cmp.Or(m.RefuseDelay, 2*time.Second)
+	m.Window = cmp.Or(m.Window, 50)
+	m.CompressOver = cmp.Or(m.CompressOver, 10240)
+	switch {
+	case m.MinHeartbeat < 10*time.Second || m.MaxHeartbeat > 4*time.Minute || m.MinHeartbeat > m.MaxHeartbeat:
+		return fmt.Errorf("push: MPush.MinHeartbeat %s and MaxHeartbeat %s, want 10 s to 4 min", m.MinHeartbeat, m.MaxHeartbeat)
+	case m.SessionTTL < time.Second || m.SessionTTL > 365*24*time.Hour:
+		return fmt.Errorf("push: MPush.SessionTTL is %s, want a second to a year", m.SessionTTL)
+	case m.RefuseDelay < 0 || m.RefuseDelay > 2900*time.Millisecond:
+		return fmt.Errorf("push: MPush.RefuseDelay is %s, want less than the 3 s after which a device asks again", m.RefuseDelay)
+	}
+	if m.Advertise != "" {
+		host, port, err := net.SplitHostPort(m.Advertise)
+		if n, _ := strconv.ParseUint(port, 10, 16); err != nil || host == "" || n == 0 || strings.ContainsAny(m.Advertise, ", \t\r\n[") {
+			return fmt.Errorf("push: MPush.Advertise is %q, want host:port with an IPv4 address or a name", m.Advertise)
+		}
+	}
+	c := &e.mpush
+	c.MinHeartbeat, c.MaxHeartbeat = m.MinHeartbeat, m.MaxHeartbeat
+	c.MaxMessage, c.NoJSON, c.Compress = unlimited(e.cfg.Limits.MaxMessage), m.NoJSON, m.CompressOver
+	if m.PrivateKey != nil {
+		if c.Key, err = mpush.ParsePrivateKey(m.PrivateKey); err != nil {
+			return fmt.Errorf("push: MPush.PrivateKey: %w", err)
+		}
+		if c.Key.Stock() {
+			e.log.Warn("push: MPush.PrivateKey is the stock key of mpush, which everybody knows: whoever listens reads along")
+		}
+	}
+	if !m.NoResume {
+		keys, err := e.sessionKeys()
+		if err != nil {
+			return err
+		}
+		c.Tokens = mpush.NewTokens(e.clusterName(), m.SessionTTL, keys...)
+	}
+	if m.Proxy != nil {
+		if e.proxy, err = proxy.New(m.Proxy.Allow); err != nil {
+			return fmt.Errorf("push: MPush.Proxy: %w", err)
+		}
+	}
+	e.handshakes = make(rate.Slots, max(1, runtime.GOMAXPROCS(0)/2)) // half of the CPU
+	return nil
+}
+
+// sessionKeys are the keys of session tokens, the first of which seals.
+func (e *Engine) sessionKeys() (keys [][]byte, err error) {
+	var secrets [][]byte
+	switch c := e.cfg.Cluster; {
+	case e.cfg.MPush.SessionKey != nil:
+		if err := secret.Check(e.cfg.MPush.SessionKey); err != nil {
+			return nil, fmt.Errorf("push: MPush.SessionKey: %w", err)
+		}
+		secrets = [][]byte{e.cfg.MPush.SessionKey}
+	case c != nil && len(c.Secrets) > 0:
+		secrets = c.Secrets
+	default:
+		own := make([]byte, 32)
+		crand.Read(own)
+		return [][]byte{own}, nil
+	}
+	for _, s := range secrets {
+		keys = append(keys, secret.Derive(s, "mpush-session", e.clusterName()))
+	}
+	return keys, nil
+}
+
+func (e *Engine) clusterName() string {
+	if e.cfg.Cluster == nil {
+		return ""
+	}
+	return cmp.Or(e.cfg.Cluster.Name, "push")
+}
+
+// Alloc is mpush's allocator, which devices ask where to connect: the nodes
+// that advertise an address and do not drain, as host:port[,host:port]. 503:
+// there is none. It knows this node only.
+func (e *Engine) Alloc() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
+			return
+		case e.cfg.MPush.Advertise == "" || e.draining.Load():
+			w.Header().Set(retryAfter[0], retryAfter[1])
+			http.Error(w, "no node", http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
+		io.WriteString(w, e.cfg.MPush.Advertise)
+	})
 }
 
 // PushToUser pushes m to every device of a user. It is Push with
@@ -557,9 +771,9 @@ func (e *Engine) Leave(ctx context.Context, a Audience, room string) (int, error
 	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.leave(room), nil })
 }
 
-// Kick ends every connection of an audience (close code 4410, which clients
-// do not come back from by themselves) and tells how many. text goes to the
-// client, cut at 123 bytes.
+// Kick ends every connection of an audience (close code 4410, or KICK and an
+// ERROR for an mpush device, which clients do not come back from by
+// themselves) and tells how many. text goes to the client, cut at 123 bytes.
 func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error) {
 	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil })
 }
@@ -1351,8 +1565,8 @@ func (e *Engine) Ready() error {
 }
 
 // Shutdown ends the engine politely: no new connections (503 with
-// Retry-After), peers are told that this node drains, acks in flight are
-// waited for, what is queued is flushed, connections are closed (1001) spread
+// Retry-After; the listeners of Serve are closed), peers are told that this node drains, acks in flight are
+// waited for, what is queued is flushed, connections are closed (1001; mpush without a word) spread
 // over Config.Drain, hooks end, the cluster is left. Pushes work until the
 // last connection is closed. At most half of ctx's time goes to acks in flight
 // (without a deadline Limits.AckTimeout), and paced pushes give up what they
@@ -1392,6 +1606,7 @@ func (e *Engine) drain() {
 		return
 	}
 	close(e.leaving)
+	e.listeners.Close()
 	if e.cluster != nil {
 		e.cluster.drain()
 	}
@@ -1431,6 +1646,9 @@ func (e *Engine) closeAll(ctx context.Context) error {
 			}
 		}
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
+		if d := t.device.Load(); d != nil && d.refused.Load() {
+			t.nc.HangUp(nil, false, closeWait) // there is no time for that
+		}
 	}
 	return e.live.Wait(ctx)
 }
@@ -1453,6 +1671,9 @@ func (e *Engine) finish(ctx context.Context) error {
 			e.flights[0].Wait(context.Background())
 			e.flights[1].Wait(context.Background())
 			e.hooks.Wait(context.Background())
+			if e.proxy != nil {
+				e.proxy.Close()
+			}
 		}()
 	})
 	err := e.ended(ctx)
@@ -1545,7 +1766,7 @@ const slowHook = time.Second
 type Stats struct {
 	// Now.
 	Conns       int   `json:"conns"`
-	Pending     int   `json:"pending"`     // upgrades whose login is undecided
+	Pending     int   `json:"pending"`     // upgrades whose login is undecided, and mpush devices without a session
 	Users       int   `json:"users"`       // that have a connection
 	Rooms       int   `json:"rooms"`       // that have a connection in them
 	Memberships int   `json:"memberships"` // of connections in users, rooms and everyone
@@ -1554,18 +1775,19 @@ type Stats struct {
 
 	// Since New.
 	Accepted    uint64            `json:"accepted"`
-	Refused     map[string]uint64 `json:"refused"`     // logins and upgrades, by why: origin, unauthorized, later, max_conns, max_pending, max_conns_per_user, max_conns_per_addr, draining, bad_request, hijack
+	Refused     map[string]uint64 `json:"refused"`     // logins and upgrades, by why: origin, unauthorized, later, max_conns, max_pending, max_conns_per_user, max_conns_per_addr, draining, bad_request, hijack, handshake (mpush)
 	Closed      map[Reason]uint64 `json:"closed"`      // connections, by why
 	Pushes      uint64            `json:"pushes"`      // calls that were let through
 	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
 	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
-	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies
+	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused), accept (a listener waited), login_timeout, handshakes (not answered), proxied
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
 	Discarded   uint64            `json:"discarded"`   // messages that still waited for their handler when their connection was kicked, replaced, refused, expired or had panicked
 	Undecodable uint64            `json:"undecodable"` // messages that did not decode into a handler's type
 	Ignored     uint64            `json:"ignored"`     // messages that mean nothing in their dialect
+	Detached    uint64            `json:"detached"`    // mpush devices that a newer login replaced; their sockets stay
 	Panics      uint64            `json:"panics"`      // of hooks
 	SlowHooks   uint64            `json:"slow_hooks"`  // over a second
 }
@@ -1584,10 +1806,11 @@ const (
 	refusedDraining
 	refusedBadRequest
 	refusedHijack
+	refusedHandshake
 	refusals
 )
 
-var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conns", "max_pending", "max_conns_per_user", "max_conns_per_addr", "draining", "bad_request", "hijack"}
+var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conns", "max_pending", "max_conns_per_user", "max_conns_per_addr", "draining", "bad_request", "hijack", "handshake"}
 
 // limited is a counter of Stats.Limited.
 type limited uint8
@@ -1605,10 +1828,16 @@ const (
 	limitedMaxMessage
 	limitedPings
 	limitedReplies
+	limitedWindow
+	limitedBinds
+	limitedAccept
+	limitedLoginTimeout
+	limitedHandshakes
+	limitedProxied
 	limits
 )
 
-var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies"}
+var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies", "window", "binds", "accept", "login_timeout", "handshakes", "proxied"}
 
 // reasons are the counters of Stats.Closed.
 var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProtocol, ReasonRefused, ReasonSlow, ReasonKicked, ReasonReplaced, ReasonExpired, ReasonPanic, ReasonShutdown}
@@ -1621,7 +1850,7 @@ type counters struct {
 	dialects                                             [dialects]atomic.Int64 // connections that speak each
 	accepted, pushes, tooLarge, strayAcks                atomic.Uint64
 	received, unhandled, discarded, undecodable, ignored atomic.Uint64
-	panics, slowHooks                                    atomic.Uint64
+	detached, panics, slowHooks                          atomic.Uint64
 	refusals                                             [refusals]atomic.Uint64
 	limits                                               [limits]atomic.Uint64
 	closed                                               [len(reasons)]atomic.Uint64
@@ -1646,7 +1875,7 @@ func (e *Engine) Stats() Stats {
 		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
-		Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),
+		Detached: c.detached.Load(), Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),
 		Limited: make(map[string]uint64), Refused: make(map[string]uint64), Closed: make(map[Reason]uint64), Deliveries: make(map[string]uint64),
 	}
 	s.Conns, s.Users, s.Rooms, s.Memberships = e.places.totals()

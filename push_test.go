@@ -2,6 +2,7 @@ package push_test
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -1660,4 +1661,30 @@ func ExampleOn() {
 		return nil, c.Join("auction " + auction)
 	})
 	// Output:
+}
+
+// mpush devices connect as they are. Apps that expect mpush's PushMsg envelope
+// get it from MPush.Content.
+func ExampleEngine_Serve() {
+	engine, err := push.New(push.Config{
+		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
+			return userOfSession(l.Token) // the data of its BIND
+		},
+		MPush: push.MPush{Content: func(m push.Message) ([]byte, error) {
+			return json.Marshal(map[string]any{"msgType": 2, "msgId": rand.Text(), "content": string(m.Data.(json.RawMessage))})
+		}},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	served := make(chan error)
+	go func() { served <- engine.Serve(ln) }()
+
+	engine.Shutdown(context.Background())
+	fmt.Println(<-served)
+	// Output: push: closed
 }

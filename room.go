@@ -599,6 +599,14 @@ func (s *shard) writePlace(items []*item) {
 		}
 		var became [statuses]int
 		for _, c := range conns {
+			if len(items) > 1 {
+				if _, status := push.frame(c.dialect); status != 0 { // one of them is not for its dialect
+					for _, it := range items {
+						s.e.stats.delivered(c.push(it.push, false), 1)
+					}
+					continue
+				}
+			}
 			became[c.push(push, c == items[0].from)]++
 		}
 		for status, n := range became {

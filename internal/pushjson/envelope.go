@@ -370,3 +370,22 @@ func (c *cursor) value() []byte {
 	}
 	return c.b[from:c.i:c.i]
 }
+
+// isPacket reports whether a message in JSON is an object with an integer
+// "cmd", which makes it a packet of mpush.
+func isPacket(b []byte) (is bool) {
+	b, ok := JSON.object(bytes.Clone(b))
+	if !ok {
+		return false
+	}
+	for c := JSON.open(b); ; {
+		key, val, ok := c.next()
+		if !ok {
+			return is
+		}
+		if string(key) == "cmd" {
+			_, is = JSON.integer(bytes.TrimPrefix(val, []byte("-")))
+			is = is && JSON.kind(val) == number
+		}
+	}
+}

@@ -33,12 +33,21 @@ func (d Dialect) opcode() ws.Opcode {
 type Session struct {
 	reader  ws.Reader
 	dialect Dialect
+	turns   bool // a Turn may come: nothing was read yet, and no dialect was named
 }
 
 // New returns the Session of a connection that has been upgraded. A message of
 // more than maxMessage bytes ends it.
 func New(d Dialect, maxMessage int) *Session {
 	return &Session{reader: ws.Reader{Max: maxMessage}, dialect: d}
+}
+
+// NewUnnamed is New in JSON for a client that named no dialect: if its first
+// message has an integer "cmd", it is a Turn.
+func NewUnnamed(maxMessage int) *Session {
+	s := New(JSON, maxMessage)
+	s.turns = true
+	return s
 }
 
 var errOpcode = &wire.Error{Code: wire.Unsupported, Text: "this dialect has no messages of that kind"}
@@ -54,22 +63,21 @@ func (s *Session) Feed(in []byte, ev *wire.Event) (n int, err error) {
 			return n, err
 		}
 		switch m.Op {
-		case 0, ws.Pong: // a pong is a sign of life, which its bytes were already
-		case ws.Ping:
-			ev.Kind = wire.Ping
-			ev.Reply = ws.AppendFrame(nil, ws.Pong, m.Payload)
-			return n, nil
-		case ws.Close: // RFC 6455 5.5.1: answered with the code that it had
-			ev.Kind, ev.Code, ev.Text = wire.Closed, m.Code, m.Payload
-			ev.Reply = ws.AppendClose(nil, m.Code, "")
-			if m.Code == wire.NoStatus {
-				ev.Code = 0
-			}
-			return n, nil
+		case 0:
 		case s.dialect.opcode():
+			turns := s.turns
+			s.turns = false
+			if turns && isPacket(m.Payload) {
+				ev.Kind, ev.Data.JSON = wire.Turn, m.Payload
+				return n, nil
+			}
 			return n, s.dialect.parse(m.Payload, ev)
-		default:
+		case ws.Text, ws.Binary:
 			return n, errOpcode
+		default:
+			if m.Control(ev); ev.Kind != wire.None {
+				return n, nil
+			}
 		}
 	}
 	return n, nil
@@ -104,7 +112,7 @@ func (s *Session) Answer(dst []byte, id uint64, v wire.Value, refusal string) []
 }
 
 // LoggedIn implements wire.Session: {"login":{"user":…,"conn":…}}.
-func (s *Session) LoggedIn(dst []byte, user, conn string) []byte {
+func (s *Session) LoggedIn(dst []byte, _ uint64, user, conn string, _ bool) []byte {
 	w := begin(dst, s.dialect, len(user)+len(conn))
 	w.open(1)
 	w.key("login")

@@ -295,7 +295,7 @@ func TestPushesAndAnswersReadAsTheDesignSays(t *testing.T) {
 			{s.Answer(dst, 5, object, ""), `{"ack":5,"data":{"a":[1,2.5,"x"]}}`},
 			{s.Answer(dst, 1<<53-1, none, ""), `{"ack":9007199254740991,"data":null}`},
 			{s.Answer(dst, 5, object, "not \"now\""), `{"ack":5,"error":"not \"now\""}`},
-			{s.LoggedIn(dst, "al\"ice", "17"), `{"login":{"user":"al\"ice","conn":"17"}}`},
+			{s.LoggedIn(dst, 0, "al\"ice", "17", false), `{"login":{"user":"al\"ice","conn":"17"}}`},
 		} {
 			if !bytes.HasPrefix(test.got, dst) {
 				t.Fatalf("%s: %q does not begin with what was there", d.name, test.got)
@@ -347,7 +347,7 @@ func TestAnyGoroutineMayEncodeWhileAnotherFeeds(t *testing.T) {
 		wg.Go(func() {
 			for range 100 {
 				s.Answer(nil, 1, wire.Value{JSON: []byte("[1]")}, "")
-				s.LoggedIn(nil, "a", "b")
+				s.LoggedIn(nil, 0, "a", "b", false)
 				s.Ping(nil)
 				s.Close(nil, wire.Kicked, "x")
 			}
@@ -418,8 +418,63 @@ func TestWritingAllocatesNothingInABigEnoughBuffer(t *testing.T) {
 		allocs(t, 0, d.name+" push of bytes", func() { AppendPush(dst, d.Dialect, "hello", content, 1<<30, false) })
 		allocs(t, 0, d.name+" answer", func() { s.Answer(dst, 5, object, "") })
 		allocs(t, 0, d.name+" refusal", func() { s.Answer(dst, 5, wire.Value{}, "no") })
-		allocs(t, 0, d.name+" logged in", func() { s.LoggedIn(dst, "alice", "17") })
+		allocs(t, 0, d.name+" logged in", func() { s.LoggedIn(dst, 0, "alice", "17", false) })
 		allocs(t, 0, d.name+" ping", func() { s.Ping(dst) })
 		allocs(t, grow(), d.name+" push from nothing", func() { AppendPush(nil, d.Dialect, "hello", object, 0, false) })
+	}
+}
+
+func TestAPacketOfMPushHasAnIntegerCmdAtTheTop(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{"cmd":2,"flags":16,"sessionId":1,"body":{"deviceId":"d"}}`: true,
+		`{"cmd":0}`:                         true,
+		`{"cmd":-1}`:                        true,
+		` {"a":[1,{"b":"}"}],"cmd":2} `:     true,
+		`{"CMD":2}`:                         false,
+		`{"cmd":2,"flags":"not looked at"}`: true,
+		`{"cmd":null}`:                      false,
+		`{"cmd":2,"cmd":null}`:              false,
+		`{"cmd":"2"}`:                       false,
+		`{"cmd":2.0}`:                       false,
+		`{"cmd":2147483648}`:                true,
+		`{"body":{"cmd":2}}`:                false,
+		`{"event":"cmd","data":{"cmd":2}}`:  false,
+		`{"a":"\"cmd\":2"}`:                 false,
+		`{"cmd":2`:                          false,
+		`{"cmd":2}x`:                        false,
+		`[{"cmd":2}]`:                       false,
+		`null`:                              false,
+		`2`:                                 false,
+		`"cmd"`:                             false,
+		``:                                  false,
+		strings.Repeat(`{"cmd":`, 100_000):  false,
+	} {
+		if got := isPacket([]byte(text)); got != want {
+			t.Errorf("%.80s: %v", text, got)
+		}
+	}
+}
+
+func TestOnlyTheFirstMessageOfAnUnnamedDialectTurns(t *testing.T) {
+	packet, event := []byte(`{"cmd":2,"event":"x"}`), []byte(`{"event":"x"}`)
+	for _, test := range []struct {
+		name string
+		s    *Session
+		in   [][]byte
+		want []wire.Kind
+	}{
+		{"unnamed", NewUnnamed(-1), [][]byte{packet}, []wire.Kind{wire.Turn}},
+		{"too late", NewUnnamed(-1), [][]byte{event, packet}, []wire.Kind{wire.Message, wire.Message}},
+		{"named", New(JSON, -1), [][]byte{packet}, []wire.Kind{wire.Message}},
+	} {
+		for i, text := range test.in {
+			var ev wire.Event
+			if _, err := test.s.Feed(masked(ws.Text, 7, text), &ev); err != nil || ev.Kind != test.want[i] {
+				t.Errorf("%s: message %d is of kind %d, %v, want %d", test.name, i, ev.Kind, err, test.want[i])
+			}
+			if ev.Kind == wire.Turn && string(ev.Data.JSON) != string(text) {
+				t.Errorf("%s: the message became %s", test.name, ev.Data.JSON)
+			}
+		}
 	}
 }

@@ -25,8 +25,9 @@ type Session interface {
 	// Answer appends the answer to a Message event that carried an id:
 	// the value v, or, when refusal is not empty, that text as an error.
 	Answer(dst []byte, id uint64, v Value, refusal string) []byte
-	// LoggedIn appends the answer to a Login event that was let in.
-	LoggedIn(dst []byte, user, conn string) []byte
+	// LoggedIn appends the answer to a Login event that was let in; id is the
+	// event's. left: the connection was another user's before.
+	LoggedIn(dst []byte, id uint64, user, conn string, left bool) []byte
 	// Ping appends the heartbeat that the server sends.
 	Ping(dst []byte) []byte
 	// Close appends the frames that end a connection with this code.
@@ -40,9 +41,13 @@ const (
 	None    Kind = iota // nothing yet: more bytes are needed
 	Message             // the client's program sent Event and Data; with HasID it wants an answer
 	Ack                 // the client answered the push ID; Data is the answer's value, if any
-	Login               // the client claims to be Login.User
-	Logout              // the client gives its user up
+	Login               // the client claims to be Login.User; ID is for the answer
+	Logout              // the client gives its user up; ID is for the answer
 	Ping                // a heartbeat from the client; Reply, if not empty, is to be sent back
+	Open                // the client asks for a session: its protocol's Open has to be called before anything more is fed; Heavy: that takes a millisecond of CPU
+	Turn                // the client's first message, Data.JSON, is of another protocol, mpush in JSON
+	Request             // the client wants an HTTP request made, HTTP; nil: it is malformed. ID is for the answer
+	Reply               // the protocol has answered by itself: Reply is to be sent
 	Closed              // the client said goodbye with Code and Text; Reply is to be sent back
 	Ignored             // well formed, but means nothing here; to be counted
 )
@@ -52,13 +57,32 @@ const (
 type Event struct {
 	Kind  Kind
 	HasID bool   // Message: the client wants an answer with ID
+	Heavy bool   // Open
 	Code  Code   // Closed: the client's code, 0 if it gave none
-	ID    uint64 // Message and Ack
+	ID    uint64 // Message, Ack, Login, Logout and Request
 	Name  []byte // Message: the event's name
-	Data  Value  // Message and Ack
-	Reply []byte // Ping and Closed: freshly allocated, for the engine to keep
+	Data  Value  // Message, Ack and Turn
+	Reply []byte // Ping, Closed and Reply: for the engine to keep, not to change
 	Text  []byte // Closed
 	Login *LoginClaim
+	HTTP  *HTTPRequest
+}
+
+// HTTPRequest is what a client wants to be asked for it. It is its owner's to
+// keep.
+type HTTPRequest struct {
+	Method  uint8
+	URI     string
+	Headers string // lines name:value
+	Body    []byte
+}
+
+// HTTPResponse is the answer. Own: no service made it, the proxy did.
+type HTTPResponse struct {
+	Status          int
+	Reason, Headers string
+	Body            []byte
+	Own             bool
 }
 
 // Value is a message's value: JSON, or opaque bytes. The zero Value is no
@@ -98,8 +122,9 @@ const (
 
 // Error ends a connection: the peer broke the protocol or a limit of it.
 type Error struct {
-	Code Code
-	Text string // for the peer and the log; holds nothing the peer sent
+	Code  Code
+	Text  string // for the peer and the log; holds nothing the peer sent
+	Reply []byte // to be sent before the frames of Close; nil: nothing
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%s (%d)", e.Text, e.Code) }

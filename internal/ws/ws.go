@@ -49,6 +49,22 @@ type Message struct {
 	Payload []byte    // Close: the reason; valid until the next call of Next
 }
 
+// Control tells what a control frame means to whoever owns the connection, in
+// ev; a pong means nothing, its bytes were a sign of life already.
+func (m *Message) Control(ev *wire.Event) {
+	switch m.Op {
+	case Ping:
+		ev.Kind = wire.Ping
+		ev.Reply = AppendFrame(nil, Pong, m.Payload)
+	case Close: // RFC 6455 5.5.1: answered with the code that it had
+		ev.Kind, ev.Code, ev.Text = wire.Closed, m.Code, m.Payload
+		ev.Reply = AppendClose(nil, m.Code, "")
+		if m.Code == wire.NoStatus {
+			ev.Code = 0
+		}
+	}
+}
+
 // What a client can do wrong. They are shared: nobody may change them.
 var (
 	errReserved   = &wire.Error{Code: wire.Protocol, Text: "reserved bits are set"}

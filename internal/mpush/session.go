@@ -1,0 +1,620 @@
+package mpush
+
+import (
+	"bytes"
+	"crypto/rand"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/embedpush/push/internal/wire"
+	"github.com/embedpush/push/internal/ws"
+)
+
+// Config is what all sessions of a server share. Nobody changes it.
+type Config struct {
+	Key    *PrivateKey // of the handshake; nil: only plain handshakes can be understood
+	Tokens *Tokens     // nil: sessions are not resumed
+
+	MinHeartbeat, MaxHeartbeat time.Duration
+
+	MaxMessage int  // bytes of a body, and of what it inflates to about four times that; -1: none
+	NoJSON     bool // the JSON form is refused
+	Compress   int  // a push or an answer over this many bytes is compressed; 0 or less: none
+}
+
+// Form is how a session's packets are written.
+type Form uint8
+
+const (
+	Undecided Form = iota // over a WebSocket, before its first message
+	Packets               // 13-byte headers; over a WebSocket in binary messages
+	JSON                  // section 11: text messages of a WebSocket
+)
+
+// What is bounded beside MaxMessage.
+const (
+	maxEarly    = 8 << 10 // a body before the handshake
+	maxDevice   = 128
+	maxClaim    = 256 // osName, osVersion, clientVersion: cut
+	maxUser     = 256
+	maxText     = 4 << 10 // a bind's data and tags
+	maxInflated = 256 << 10
+	maxBlunders = 3               // of one kind on one connection; the third closes it
+	maxSkew     = 5 * time.Minute // a handshake's timestamp, if it has one
+)
+
+// Session is the server's side of one connection, a wire.Session. Its states
+// are: fresh; opening, from the Open event until Open has returned, in which
+// Feed is not called; and open, in which Device, the cipher and the form do
+// not change any more.
+type Session struct {
+	cfg   *Config
+	ws    bool // packets come in WebSocket messages
+	plain bool // a handshake may come plain
+	form  Form // Feed's; static once open
+
+	// Feed's, and Open's while opening.
+	packets  Reader
+	frames   ws.Reader
+	rest     []byte // of a WebSocket message with several packets: the packets behind the first
+	state    state
+	request  Packet // of the Open event
+	repeats  int    // handshakes on an open session
+	failures int    // fast connects
+	bound    bool   // a BIND came: sealed is static
+
+	// Static once open.
+	device    Device
+	cipher    *Cipher // nil in the JSON form
+	encrypted bool    // the handshake was: what has a body has to be
+	sealed    bool    // pushes are encrypted
+}
+
+type state uint8
+
+const (
+	fresh state = iota
+	opening
+	open
+)
+
+// Device is what the handshake told, or the token kept.
+type Device struct {
+	ID, OS, OSVersion, Version string
+	Heartbeat                  time.Duration
+}
+
+// NewSession is the session of a connection that was accepted. plain: its
+// transport protects it, or nothing has to, so a handshake may come without
+// encryption (section 5). webSocket: packets come in its messages.
+func NewSession(cfg *Config, plain, webSocket bool) *Session {
+	s := &Session{cfg: cfg, ws: webSocket, plain: plain}
+	s.packets.Max = s.limit(maxEarly)
+	s.frames.Max = s.packets.Max + HeaderLen
+	if !webSocket {
+		s.form = Packets
+	}
+	return s
+}
+
+// NewJSON is the session of a WebSocket that spoke another dialect until its
+// first message turned out to be a packet in JSON, which goes to First.
+func NewJSON(cfg *Config) *Session {
+	s := NewSession(cfg, true, true)
+	s.form = JSON
+	return s
+}
+
+func (s *Session) limit(n int) int {
+	if s.cfg.MaxMessage >= 0 {
+		return min(n, s.cfg.MaxMessage)
+	}
+	return n
+}
+
+// Form is how packets are written.
+func (s *Session) Form() Form { return s.form }
+
+// Device is what is known of the client. The session is open.
+func (s *Session) Device() Device { return s.device }
+
+// Partial implements wire.Session.
+func (s *Session) Partial() bool { return s.packets.Partial() || s.ws && s.frames.Partial() }
+
+// Feed implements wire.Session.
+func (s *Session) Feed(in []byte, ev *wire.Event) (n int, err error) {
+	*ev = wire.Event{}
+	if s.ws {
+		return s.feedMessages(in, ev)
+	}
+	for n < len(in) && ev.Kind == wire.None {
+		var p Packet
+		used, err := s.packets.Next(in[n:], &p)
+		n += used
+		if err != nil {
+			return n, s.misframed(&p, err)
+		}
+		if p.OK {
+			if err := s.packet(&p, ev); err != nil {
+				return n, err
+			}
+		}
+	}
+	return n, nil
+}
+
+// feedMessages reads WebSocket messages: the payloads of binary ones are one
+// stream of packets, a text one is one packet in JSON, and the first of either
+// kind decides. A message that ends several packets is used up but for its
+// last byte until the last of them is told: so the caller, who may stop
+// between any two events, has bytes to come back with.
+func (s *Session) feedMessages(in []byte, ev *wire.Event) (n int, err error) {
+	if len(s.rest) > 0 {
+		if err := s.unpack(ev); err != nil {
+			return 0, err
+		}
+		if len(s.rest) > 0 {
+			return 0, nil
+		}
+		s.rest = nil
+		n = 1 // the byte that was kept back
+	}
+	for n < len(in) && ev.Kind == wire.None {
+		var m ws.Message
+		used, err := s.frames.Next(in[n:], &m)
+		n += used
+		if err != nil {
+			return n, err
+		}
+		if m.Op == ws.Text || m.Op == ws.Binary {
+			if s.form == Undecided {
+				if s.form = Packets; m.Op == ws.Text {
+					s.form = JSON
+				}
+			}
+			if (s.form == JSON) != (m.Op == ws.Text) || s.form == JSON && s.cfg.NoJSON {
+				return n, errKind
+			}
+		}
+		switch m.Op {
+		case ws.Text:
+			err = s.First(m.Payload, ev)
+		case ws.Binary:
+			s.rest = m.Payload
+			if err = s.unpack(ev); len(s.rest) > 0 {
+				s.rest = bytes.Clone(s.rest)
+				return n - 1, err
+			}
+			s.rest = nil
+		default:
+			m.Control(ev)
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+var errKind = &wire.Error{Code: wire.Unsupported, Text: "this session has no messages of that kind"}
+
+// unpack takes the next packet off rest.
+func (s *Session) unpack(ev *wire.Event) error {
+	for len(s.rest) > 0 && ev.Kind == wire.None {
+		var p Packet
+		used, err := s.packets.Next(s.rest, &p)
+		s.rest = s.rest[used:]
+		if err != nil {
+			return s.misframed(&p, err)
+		}
+		if p.OK {
+			if err := s.packet(&p, ev); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// misframed is the end of a connection whose header cannot be: a negative
+// length is answered, one over the limit is not (section 1).
+func (s *Session) misframed(p *Packet, err error) error {
+	if err == ErrNegative {
+		return s.broken(p.Cmd, p.ID, CodeHandler)
+	}
+	return &wire.Error{Code: wire.TooBig, Text: "body over the limit"}
+}
+
+// Texts of ERROR bodies, as the Java server has them.
+const (
+	textHandler      = "handle message error"
+	textUnsupported  = "unsupported command"
+	textRepeat       = "repeat handshake"
+	textExpired      = "session expired"
+	textDevice       = "invalid device"
+	textNotHandshake = "not handshake"
+	textParam        = "invalid param"
+	textBindFailed   = "bind failed"
+)
+
+var errorTexts = map[int8]string{
+	CodeHandler: textHandler, CodeUnsupported: textUnsupported, CodeRepeat: textRepeat, CodeExpired: textExpired, CodeDevice: textDevice,
+}
+
+// broken ends a connection with an ERROR (section 14).
+func (s *Session) broken(cmd Cmd, id int32, code int8) error {
+	return &wire.Error{Code: wire.Protocol, Text: errorTexts[code], Reply: s.error(nil, cmd, id, code, errorTexts[code], "")}
+}
+
+// refused ends a connection with an ERROR of code 0.
+func (s *Session) refused(cmd Cmd, id int32, text string) error {
+	return &wire.Error{Code: wire.Policy, Text: text, Reply: s.error(nil, cmd, id, 0, text, "")}
+}
+
+// packet reads one packet or heartbeat.
+func (s *Session) packet(p *Packet, ev *wire.Event) error {
+	if p.Beat {
+		ev.Kind, ev.Reply = wire.Ping, s.beat()
+		return nil
+	}
+	cmd, id := p.Cmd, p.ID
+	switch cmd {
+	case CmdHeartbeat: // section 1: a whole frame is answered with the byte
+		ev.Kind, ev.Reply = wire.Ping, s.beat()
+		return nil
+	case CmdHandshake, CmdFastConnect, CmdBind, CmdUnbind, CmdPush, CmdHTTPProxy, CmdAck:
+	default:
+		return s.broken(cmd, id, CodeUnsupported)
+	}
+	if p.Flags&FlagJSON != 0 {
+		return s.broken(cmd, id, CodeHandler)
+	}
+	switch {
+	case cmd == CmdAck: // its body, if any, means nothing
+		ev.Kind, ev.ID = wire.Ack, uint64(uint32(id))
+		return nil
+	case cmd == CmdHandshake && s.state == open:
+		return s.repeated(id, ev)
+	case cmd == CmdHandshake || cmd == CmdFastConnect:
+		return s.ask(p, ev)
+	case s.state != open && p.Flags&FlagCrypto != 0 && len(p.Body) > 0: // with which key?
+		return s.broken(cmd, id, CodeHandler)
+	case s.state != open:
+		return s.refused(cmd, id, textNotHandshake)
+	}
+	body, err := s.body(p)
+	if err != nil {
+		return s.broken(cmd, id, CodeHandler)
+	}
+	switch cmd {
+	case CmdBind:
+		var b Bind
+		if err := b.Decode(body); err != nil {
+			return s.broken(cmd, id, CodeHandler)
+		}
+		if !s.bound {
+			s.bound = true
+			s.sealed = s.encrypted || p.Flags&FlagCrypto != 0 // a client hears what it speaks
+		}
+		return s.bind(&b, id, ev)
+	case CmdUnbind:
+		var b Bind
+		if err := b.Decode(body); err != nil {
+			return s.broken(cmd, id, CodeHandler)
+		}
+		return s.unbind(&b, id, ev)
+	case CmdPush:
+		s.message(body, p.Flags, id, ev)
+	case CmdHTTPProxy:
+		ev.Kind, ev.ID = wire.Request, uint64(uint32(id))
+		var r ProxyRequest
+		if err := r.Decode(body); err == nil {
+			ev.HTTP = &wire.HTTPRequest{Method: r.Method, URI: r.URI, Headers: r.Headers, Body: bytes.Clone(r.Body)}
+		}
+	}
+	return nil
+}
+
+// body is a packet's body, decrypted and inflated. Encryption is told by the
+// packet's flag, but who shook hands encrypted has to go on so; an empty body
+// has neither (section 3).
+func (s *Session) body(p *Packet) (body []byte, err error) {
+	body = p.Body
+	if len(body) == 0 {
+		return body, nil
+	}
+	if p.Flags&FlagCrypto != 0 {
+		if body, err = s.cipher.Open(body); err != nil {
+			return nil, err
+		}
+	} else if s.encrypted {
+		return nil, ErrBody
+	}
+	if p.Flags&FlagCompress != 0 {
+		body, err = Inflate(body, s.inflated())
+	}
+	return body, err
+}
+
+// inflated is how much a compressed body may become.
+func (s *Session) inflated() int {
+	if s.cfg.MaxMessage < 0 {
+		return 16 << 20
+	}
+	return max(s.cfg.MaxMessage, min(4*s.cfg.MaxMessage, maxInflated))
+}
+
+// repeated answers a handshake on an open session: it changes nothing.
+func (s *Session) repeated(id int32, ev *wire.Event) error {
+	if s.repeats++; s.repeats >= maxBlunders {
+		return s.broken(CmdHandshake, id, CodeRepeat)
+	}
+	ev.Kind, ev.Reply = wire.Reply, s.error(nil, CmdHandshake, id, CodeRepeat, textRepeat, "")
+	return nil
+}
+
+// ask asks the owner to call Open.
+func (s *Session) ask(p *Packet, ev *wire.Event) error {
+	if s.state == open { // a fast connect would change the keys under what is being sent
+		return s.failed(p.ID, CodeExpired, func(reply []byte) { ev.Kind, ev.Reply = wire.Reply, reply })
+	}
+	s.state = opening
+	s.request = *p
+	s.request.Body = bytes.Clone(p.Body)
+	ev.Kind = wire.Open
+	ev.Heavy = p.Cmd == CmdHandshake && p.Flags&FlagCrypto != 0 && s.cfg.Key != nil
+	return nil
+}
+
+// failed answers a fast connect that failed; the client shakes hands on the
+// same connection, or, the third time, is not let try again.
+func (s *Session) failed(id int32, code int8, reply func([]byte)) error {
+	if s.failures++; s.failures >= maxBlunders {
+		return s.broken(CmdFastConnect, id, code)
+	}
+	reply(s.error(nil, CmdFastConnect, id, code, errorTexts[code], ""))
+	return nil
+}
+
+// Opened is what Open made of a request.
+type Opened struct {
+	Reply []byte // to be sent
+	OK    bool   // the session is open
+	Slow  bool   // the error is about a handshake: it is answered at a time that tells nothing
+}
+
+// Open answers the request of an Open event. It is called once for each, by
+// any goroutine, and nothing is fed meanwhile. An error is a *wire.Error and
+// ends the connection.
+func (s *Session) Open(now time.Time) (Opened, error) {
+	p := s.request
+	s.Discard()
+	if p.Cmd == CmdFastConnect {
+		return s.fastConnect(&p, now)
+	}
+	var h Handshake
+	switch {
+	case s.form == JSON:
+		if h.DecodeJSON(p.Body) == nil && validDevice(h.DeviceID) {
+			s.device = s.cfg.device(&h)
+			s.opened()
+			return Opened{OK: true, Reply: s.handshakeOK(p.ID)}, nil
+		}
+	case s.decodeHandshake(&p, &h) && validDevice(h.DeviceID) && !(h.Timestamp != 0 && now.Sub(time.UnixMilli(h.Timestamp)) > maxSkew):
+		s.encrypted = p.Flags&FlagCrypto != 0
+		s.device = s.cfg.device(&h)
+		return Opened{OK: true, Reply: s.greet(&h, p.ID, now)}, nil
+	}
+	// One failure for everything that can be wrong, so that it tells nothing
+	// of the padding (RFC 8017 section 7.2.2, note).
+	return Opened{Slow: true}, s.broken(CmdHandshake, p.ID, CodeHandler)
+}
+
+// Discard forgets the request of an Open event, instead of answering it.
+func (s *Session) Discard() {
+	s.request = Packet{}
+	s.state = fresh
+}
+
+// decodeHandshake decrypts and reads a handshake. What does not decrypt goes
+// the same way as random bytes.
+func (s *Session) decodeHandshake(p *Packet, h *Handshake) bool {
+	body := p.Body
+	crypto := p.Flags&FlagCrypto != 0
+	switch {
+	case crypto && s.cfg.Key != nil:
+		body = s.cfg.Key.Decrypt(body)
+	case crypto, !s.plain, p.Flags&FlagCompress != 0:
+		return false
+	}
+	if p.Flags&FlagCompress != 0 {
+		inflated, err := Inflate(body, maxEarly)
+		if err != nil {
+			return false
+		}
+		body = inflated
+	}
+	return h.Decode(body) == nil && len(h.Append(nil)) == len(body) && // nothing behind it
+		len(h.ClientKey) == 16 && len(h.IV) == 16
+}
+
+func validDevice(id string) bool {
+	return len(id) >= 1 && len(id) <= maxDevice && printable(id)
+}
+
+func printable(text string) bool {
+	return utf8.ValidString(text) && strings.IndexFunc(text, control) < 0
+}
+
+func control(r rune) bool { return r < 0x20 || r >= 0x7f && r < 0xa0 }
+
+// claim is what may be kept of a client's text about itself.
+func claim(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), maxClaim)], "")
+	return strings.Map(func(r rune) rune {
+		if control(r) {
+			return -1
+		}
+		return r
+	}, text)
+}
+
+func (c *Config) device(h *Handshake) Device {
+	return Device{
+		ID: h.DeviceID, OS: claim(h.OSName), OSVersion: claim(h.OSVersion), Version: claim(h.ClientVersion),
+		Heartbeat: c.heartbeat(h.MaxHeartbeat),
+	}
+}
+
+// heartbeat negotiates (section 7): what the client wants, within what the
+// server does.
+func (c *Config) heartbeat(most int32) time.Duration {
+	return max(c.MinHeartbeat, min(time.Duration(most)*time.Millisecond, c.MaxHeartbeat))
+}
+
+// opened lifts the bounds of before the handshake.
+func (s *Session) opened() {
+	s.state = open
+	s.packets.Max = s.cfg.MaxMessage
+	if s.frames.Max = -1; s.cfg.MaxMessage >= 0 {
+		s.frames.Max = s.cfg.MaxMessage + HeaderLen
+	}
+}
+
+// greet makes the keys and answers a handshake: under the client's key, and
+// from then on the mixed one counts (section 5).
+func (s *Session) greet(h *Handshake, id int32, now time.Time) []byte {
+	serverKey := make([]byte, 16)
+	rand.Read(serverKey)
+	key := MixKey(h.ClientKey, serverKey)
+	first, _ := NewCipher(h.ClientKey, h.IV)
+	s.cipher, _ = NewCipher(key[:], h.IV)
+	ok := HandshakeOK{ServerKey: serverKey, Heartbeat: int32(s.device.Heartbeat.Milliseconds())}
+	if t := s.cfg.Tokens; t != nil {
+		kept := Resumed{
+			DeviceID: s.device.ID, Key: key, IV: [16]byte(h.IV), Plain: !s.encrypted,
+			OSName: s.device.OS, OSVersion: s.device.OSVersion, ClientVersion: s.device.Version,
+		}
+		ok.SessionID = t.Seal(now, &kept)
+		ok.ExpireTime = kept.Expires.UnixMilli()
+	}
+	s.opened()
+	return s.seal(nil, CmdHandshake, 0, id, ok.Append(nil), first)
+}
+
+func (s *Session) fastConnect(p *Packet, now time.Time) (o Opened, err error) {
+	var f FastConnect
+	if p.Flags&(FlagCrypto|FlagCompress) != 0 && len(p.Body) > 0 || f.Decode(p.Body) != nil {
+		return o, s.broken(CmdFastConnect, p.ID, CodeHandler)
+	}
+	var r Resumed
+	err = ErrExpired
+	if s.cfg.Tokens != nil {
+		r, err = s.cfg.Tokens.Open(now, f.SessionID, f.DeviceID)
+	}
+	if err == nil && r.Plain && !s.plain {
+		err = ErrExpired // it was made where plain is all right
+	}
+	if err != nil {
+		code := int8(CodeExpired)
+		if err == ErrDevice {
+			code = CodeDevice
+		}
+		err = s.failed(p.ID, code, func(reply []byte) { o.Reply = reply })
+		return o, err
+	}
+	s.cipher, _ = NewCipher(r.Key[:], r.IV[:])
+	s.encrypted = !r.Plain
+	s.device = Device{ID: f.DeviceID, OS: r.OSName, OSVersion: r.OSVersion, Version: r.ClientVersion, Heartbeat: s.cfg.heartbeat(f.MaxHeartbeat)}
+	s.opened()
+	ok := FastConnectOK{Heartbeat: int32(s.device.Heartbeat.Milliseconds())}
+	return Opened{OK: true, Reply: s.append(nil, CmdFastConnect, 0, p.ID, ok.Append(nil))}, nil
+}
+
+// bind reads a BIND: a login.
+func (s *Session) bind(b *Bind, id int32, ev *wire.Event) error {
+	if b.UserID == "" || len(b.UserID) > maxUser || !printable(b.UserID) || len(b.Data) > maxText || len(b.Tags) > maxText {
+		return s.refused(CmdBind, id, textParam)
+	}
+	ev.Kind, ev.ID = wire.Login, uint64(uint32(id))
+	ev.Login = &wire.LoginClaim{User: b.UserID, Token: b.Data}
+	for tag := range strings.SplitSeq(b.Tags, ",") {
+		if tag = strings.TrimSpace(tag); tag != "" && !slices.Contains(ev.Login.Tags, tag) {
+			ev.Login.Tags = append(ev.Login.Tags, tag)
+		}
+	}
+	return nil
+}
+
+// unbind reads an UNBIND: a logout of whoever is bound, whom it names means
+// nothing.
+func (s *Session) unbind(b *Bind, id int32, ev *wire.Event) error {
+	if b.UserID == "" {
+		return s.refused(CmdUnbind, id, textParam)
+	}
+	ev.Kind, ev.ID = wire.Logout, uint64(uint32(id))
+	return nil
+}
+
+// message reads a PUSH.
+func (s *Session) message(content []byte, flags Flags, id int32, ev *wire.Event) {
+	if content == nil {
+		content = []byte{}
+	}
+	ev.Kind, ev.Data.Bytes = wire.Message, content
+	ev.HasID, ev.ID = flags&(FlagAutoAck|FlagBizAck) != 0, uint64(uint32(id))
+}
+
+// First reads a packet in JSON (section 11).
+func (s *Session) First(text []byte, ev *wire.Event) error {
+	p, err := ParseJSON(text)
+	if err != nil {
+		return &wire.Error{Code: wire.BadData, Text: "message is not one JSON object"}
+	}
+	cmd, id := Cmd(p.Cmd), p.ID
+	if int32(cmd) != p.Cmd {
+		cmd = CmdUnknown
+	}
+	switch cmd {
+	case CmdHandshake, CmdBind, CmdUnbind, CmdPush, CmdAck:
+	default:
+		return s.broken(cmd, id, CodeUnsupported)
+	}
+	if p.HasFlags && Flags(p.Flags)&FlagJSON == 0 {
+		return s.broken(cmd, id, CodeHandler)
+	}
+	switch {
+	case cmd == CmdAck:
+		ev.Kind, ev.ID = wire.Ack, uint64(uint32(id))
+		return nil
+	case cmd == CmdHandshake && s.state == open:
+		return s.repeated(id, ev)
+	case cmd == CmdHandshake:
+		s.state = opening
+		s.request = Packet{Header: Header{Cmd: cmd, ID: id}, Body: bytes.Clone(p.Body)}
+		ev.Kind = wire.Open
+		return nil
+	case s.state != open:
+		return s.refused(cmd, id, textNotHandshake)
+	}
+	switch cmd {
+	case CmdBind, CmdUnbind:
+		var b Bind
+		if err := b.DecodeJSON(p.Body); err != nil {
+			return s.broken(cmd, id, CodeHandler)
+		}
+		if cmd == CmdBind {
+			return s.bind(&b, id, ev)
+		}
+		return s.unbind(&b, id, ev)
+	default:
+		content, err := PushJSON(p.Body)
+		if err != nil {
+			return s.broken(cmd, id, CodeHandler)
+		}
+		s.message([]byte(content), Flags(p.Flags), id, ev)
+	}
+	return nil
+}
