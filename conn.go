@@ -937,19 +937,19 @@ type transport struct {
 	nc      *netio.Conn
 	session wire.Session    // what it speaks; see speaks
 	remote  *netip.AddrPort // nil: the socket's
-	counted bool            // its address is, by e.addrs
 
 	conn   atomic.Pointer[Conn]   // the last one; nil: there was none. Stored by start, and by the lane
 	device atomic.Pointer[device] // nil: it does not speak mpush
 
 	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
+	counted  bool          // static: its address is, by e.addrs
 	broken   bool          // owned by Data: the peer broke the protocol, nothing of it is read any more
 	owes     bool          // owned by Data: a message that rate has not paid for yet
 	stalled  atomic.Bool   // reading stopped because the lane is full
 	rate     rate.Bucket   // owned by Data: of messages
 	pings    rate.Bucket   // owned by Data
-	nextPing int64         // owned by Tick: in Unix nanoseconds
-	begun    atomic.Int64  // when the message that Feed holds a part of began, in Unix nanoseconds; 0: none
+	nextPing uint32        // owned by Tick: by the clock of millis
+	begun    atomic.Uint32 // when the message that Feed holds a part of began, by that clock; 0: none
 
 	lane lane.Lane
 }
@@ -1058,8 +1058,12 @@ func (e *Engine) start(nc net.Conn, d dialect, session wire.Session, who *identi
 // so that not everybody's comes at once.
 func (t *transport) schedulePing(id uint64) {
 	beat := t.e.cfg.Heartbeat
-	t.nextPing = time.Now().Add(beat/2 + beat/2*time.Duration(id%64)/64).UnixNano()
+	t.nextPing = millis(time.Now().Add(beat/2 + beat/2*time.Duration(id%64)/64))
 }
+
+// millis is a clock in half the memory: it wraps after 49 days, and nothing
+// that it measures takes half as long.
+func millis(t time.Time) uint32 { return uint32(t.UnixMilli()) }
 
 // begin begins to read.
 func (t *transport) begin() {
@@ -1213,7 +1217,7 @@ func (t *transport) Data(b []byte) int {
 	if !t.speaks().Partial() {
 		t.begun.Store(0)
 	} else if t.begun.Load() == 0 {
-		t.begun.Store(time.Now().UnixNano())
+		t.begun.Store(max(1, millis(time.Now())))
 	}
 	return used
 }
@@ -1767,7 +1771,7 @@ func (t *transport) Tick(now time.Time) {
 	case t.nc.Silence(now) > patience:
 		t.shut(ReasonHeartbeat, wire.GoingAway, "no sign of life", true)
 		return
-	case begun > 0 && limits.MessageTimeout > 0 && now.Sub(time.Unix(0, begun)) > limits.MessageTimeout:
+	case begun > 0 && limits.MessageTimeout > 0 && time.Duration(int32(millis(now)-begun))*time.Millisecond > limits.MessageTimeout:
 		e.stats.limit(limitedMessageTimeout)
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
@@ -1778,8 +1782,8 @@ func (t *transport) Tick(now time.Time) {
 			return
 		}
 	}
-	if pings && now.UnixNano() >= t.nextPing {
-		t.nextPing = now.Add(e.cfg.Heartbeat).UnixNano()
+	if pings && int32(millis(now)-t.nextPing) >= 0 {
+		t.nextPing = millis(now.Add(e.cfg.Heartbeat))
 		t.send(t.speaks().Ping(nil))
 	}
 }
@@ -2327,6 +2331,7 @@ func (e *Engine) Serve(l net.Listener) error {
 	if err == nil || err == ErrClosed {
 		return ErrClosed
 	}
+	e.log.Error("push: Serve ended", "addr", l.Addr(), "err", err)
 	return fmt.Errorf("push: accept: %w", err)
 }
 

@@ -67,7 +67,8 @@ import (
 // handler's goroutine). Hooks of different connections overlap. A hook that
 // blocks stalls its own connection's messages and nothing else; one that
 // panics ends its own connection. A hook may call anything of the Engine and
-// of any Conn, but Shutdown waits for hooks, also for the one that calls it. Byte slices a hook gets are its own.
+// of any Conn, but Shutdown waits for hooks, also for the one that calls it.
+// Byte slices a hook gets are its own.
 type Config struct {
 	// Authenticate is the one gate: it is called for every WebSocket upgrade,
 	// whether it claims a user or not (cookies are claims), and for every
@@ -556,8 +557,9 @@ type Engine struct {
 }
 
 // New makes an engine from cfg and starts it; Shutdown or Close ends it. It
-// listens nowhere by itself: mount it as an http.Handler. An error says which field of cfg cannot be
-// used, or why the cluster could not be started.
+// listens nowhere by itself: mount it as an http.Handler, and have it Serve
+// listeners. An error says which field of cfg cannot be used, or why the
+// cluster could not be started.
 func New(cfg Config) (*Engine, error) {
 	cfg.Limits = cfg.Limits.withDefaults()
 	if cfg.Logger == nil {
@@ -569,7 +571,7 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Heartbeat == 0 {
 		cfg.Heartbeat = 25 * time.Second
 	}
-	cfg.Heartbeat = min(cfg.Heartbeat, 365*24*time.Hour) // room for sums
+	cfg.Heartbeat = min(cfg.Heartbeat, 20*24*time.Hour) // what millis measures
 	rule, err := origin.NewRule(cfg.Origins)
 	if err != nil {
 		return nil, fmt.Errorf("push: Config.Origins: %w", err)
