@@ -1,9 +1,11 @@
 // Hello is push in one small program. Open the page it prints, open it in a
-// second tab, and push to both: the receipt has one row for each.
+// second tab, and push to both: the receipt has one row for each. A device
+// that speaks mpush is one more; the page says how it connects.
 //
 //	go run ./examples/hello
 //
-// This file is the program; server.go has what every server needs around it.
+// This file is the program; server.go has what every server needs around it,
+// devices.go what mpush devices need.
 // It believes whoever says to be alice, so it serves this machine only, unless
 // -trust says otherwise.
 package main
@@ -39,7 +41,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer s.ln.Close()
+	defer s.close()
 	mux := http.NewServeMux()
 
 	// The fifteen lines. The page shows them.
@@ -47,17 +49,17 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	mux.Handle("/ws", engine)      // a tab's connection
-	mux.Handle("/push.js", engine) // the client that a page imports
+	go engine.Serve(s.devices)           // an mpush device's connection
+	mux.Handle("/alloc", engine.Alloc()) // where a device asks for that address
+	mux.Handle("/ws", engine)            // a tab's connection
+	mux.Handle("/push.js", engine)       // the client that a page imports
 	mux.HandleFunc("POST /push", s.receipt(func(r *http.Request, m push.Message) (push.Receipt, error) {
 		return engine.PushToUser(r.Context(), r.URL.Query().Get("user"), m)
 	}))
 	mux.HandleFunc("POST /broadcast", s.receipt(func(r *http.Request, m push.Message) (push.Receipt, error) {
 		return engine.Broadcast(r.Context(), m)
 	}))
-	s.every(time.Second, func() {
-		engine.Broadcast(ctx, push.Message{Event: "hello", Data: point{rand.IntN(100), rand.IntN(100)}})
-	})
+	s.every(time.Second, func() { engine.Broadcast(ctx, push.Message{Event: "hello", Data: anyPoint()}) })
 	// That was all; the rest is for the page.
 
 	push.On(engine, "say", func(ctx context.Context, c *push.Conn, text string) (any, error) {
@@ -71,7 +73,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	mux.HandleFunc("GET /nodes", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, 200, append([]push.Node{}, engine.Nodes()...))
 	})
-	mux.HandleFunc("GET /{$}", page)
+	mux.HandleFunc("GET /{$}", s.page)
 	return s.serve(ctx, engine, mux)
 }
 
@@ -80,6 +82,8 @@ type point struct {
 	X int `json:"x"`
 	Y int `json:"y"`
 }
+
+func anyPoint() point { return point{rand.IntN(100), rand.IntN(100)} }
 
 // said is what everybody gets when one tab has something to say.
 type said struct {

@@ -96,7 +96,9 @@ func start(t *testing.T, args ...string) *hello {
 	h := &hello{t: t, console: newConsole()}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, append([]string{"-http", "127.0.0.1:0"}, args...), h.console) }()
+	go func() {
+		ended <- run(ctx, append([]string{"-http", "127.0.0.1:0", "-mpush", "127.0.0.1:0"}, args...), h.console)
+	}()
 	h.stop = sync.OnceFunc(func() {
 		cancel()
 		select {
@@ -525,6 +527,8 @@ func TestFlagsThatCannotBeAreRefused(t *testing.T) {
 		{"-http 127.0.0.1", "port"},
 		{"9092", `"9092" is no flag`},
 		{"-origin https://*", "Origins"},
+		{"-mpush 127.0.0.1", "-mpush: "},
+		{"-mpush off -mpush-key stock", "it needs -mpush"},
 		{"-join 127.0.0.1:7946", "-cluster"},
 		{"-secret " + empty, "-cluster"},
 		{"-cluster 127.0.0.1:0 -secret " + empty, "is empty"},
@@ -532,7 +536,7 @@ func TestFlagsThatCannotBeAreRefused(t *testing.T) {
 		{"-cluster 127.0.0.1:0 -join 127.0.0.1:7946", "PUSH_SECRET"},
 		{"-cluster nowhere", "Bind"},
 	} {
-		args := append([]string{"-http", "127.0.0.1:0"}, strings.Fields(c.args)...)
+		args := append([]string{"-http", "127.0.0.1:0", "-mpush", "127.0.0.1:0"}, strings.Fields(c.args)...)
 		if err := run(t.Context(), args, newConsole()); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s ended with %v, want %q in it", c.args, err, c.want)
 		}
@@ -617,7 +621,7 @@ func TestEndWaitsForThePushUnderWay(t *testing.T) {
 }
 
 func TestAFailedListenerEndsTheProgram(t *testing.T) {
-	s, err := newServer([]string{"-http", "127.0.0.1:0"}, newConsole())
+	s, err := newServer([]string{"-http", "127.0.0.1:0", "-mpush", "off"}, newConsole())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"html"
 	"io"
 	"log"
 	"net"
@@ -22,6 +21,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"text/template"
 	"time"
 
 	"github.com/embedpush/push"
@@ -32,6 +32,9 @@ const defaultAddr = "127.0.0.1:9092"
 // server is the flags and what they led to.
 type server struct {
 	ln      net.Listener
+	devices net.Listener // of -mpush; nil: off, and engine.Serve returns at once
+	mpush   push.MPush
+	stock   bool   // mpush's key is the one that everybody knows
 	host    string // of -http
 	trust   bool
 	origins []string
@@ -48,6 +51,8 @@ func newServer(args []string, stdout io.Writer) (*server, error) {
 	flags.SetOutput(stdout)
 	addr := flags.String("http", defaultAddr, "address of the page; port 0 is any free one")
 	origin := flags.String("origin", "", "pages that may connect, comma-separated: https://shop.example, *.example.com, null, or * for all (default: this one's own)")
+	devices := flags.String("mpush", defaultDevices, "address for mpush devices; port 0 is any free one, off (or nothing) is no devices")
+	key := flags.String("mpush-key", "stock", "file with the private RSA key that mpush devices have the public half of, in PEM or base64; stock: the published one of mpush; none: no encryption")
 	trust := flags.Bool("trust", false, "serve other machines too, although everybody is believed to be who they say they are")
 	bind := flags.String("cluster", "", "address on which this node talks to other nodes, such as 127.0.0.1:7946; port 0 is any free one")
 	join := flags.String("join", "", "other nodes' -cluster addresses, comma-separated")
@@ -62,9 +67,24 @@ func newServer(args []string, stdout io.Writer) (*server, error) {
 	if err := s.setCluster(*bind, split(*join), *secret); err != nil {
 		return nil, err
 	}
-	binding := false // -http was given
-	flags.Visit(func(f *flag.Flag) { binding = binding || f.Name == "http" })
-	return s, s.listen(*addr, binding)
+	given := make(map[string]bool)
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	if err := s.listen(*addr, given["http"]); err != nil {
+		return nil, err
+	}
+	if err := s.setDevices(*devices, *key, given); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// close closes the listeners, which who serves them has done before.
+func (s *server) close() {
+	s.ln.Close()
+	if s.devices != nil {
+		s.devices.Close()
+	}
 }
 
 // split cuts a comma-separated list; an empty one is nil.
@@ -108,25 +128,37 @@ func (s *server) setCluster(bind string, join []string, file string) error {
 	return nil
 }
 
-// listen takes addr. If that is nobody's wish (not binding) and taken, it
-// takes a free port.
+// believed is why only this machine is served.
+const believed = "this example believes everybody to be who they say they are: anyone there could read and send in anyone's name"
+
+// listen takes the page's address.
 func (s *server) listen(addr string, binding bool) (err error) {
-	if s.host, _, err = net.SplitHostPort(addr); err != nil {
-		return fmt.Errorf("-http: %w", err)
+	s.ln, err = s.take("http", addr, binding, "this is", believed)
+	s.host, _, _ = net.SplitHostPort(addr)
+	return err
+}
+
+// take listens on addr, which the flag name says. If that is nobody's wish
+// (not binding) and taken, it takes a free port and tells who gets it. Without
+// -trust it takes no address that other machines reach, because of the risk.
+func (s *server) take(name, addr string, binding bool, who, risk string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("-%s: %w", name, err)
 	}
-	if s.ln, err = net.Listen("tcp", addr); err != nil && !binding {
-		fmt.Fprintf(s.out, "%s is taken; this is a free port instead.\n", addr)
-		s.ln, err = net.Listen("tcp", net.JoinHostPort(s.host, "0"))
+	ln, err := net.Listen("tcp", addr)
+	if err != nil && !binding {
+		fmt.Fprintf(s.out, "%s is taken; %s a free port instead.\n", addr, who)
+		ln, err = net.Listen("tcp", net.JoinHostPort(host, "0"))
 	}
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("-%s: %w", name, err)
 	}
-	if at := s.ln.Addr().(*net.TCPAddr); !at.IP.IsLoopback() && !s.trust {
-		s.ln.Close()
-		return fmt.Errorf("-http %s is reached from other machines, and this example believes everybody to be who they say they are: "+
-			"anyone there could read and send in anyone's name. Say -trust if that is all right on this network", addr)
+	if at := ln.Addr().(*net.TCPAddr); !at.IP.IsLoopback() && !s.trust {
+		ln.Close()
+		return nil, fmt.Errorf("-%s %s is reached from other machines, and %s. Say -trust if that is all right on this network", name, addr, risk)
 	}
-	return nil
+	return ln, nil
 }
 
 // config is the engine's: what the flags said, and a line for each event.
@@ -152,6 +184,7 @@ func (s *server) config(authenticate func(context.Context, *push.Login) (string,
 			s.log.Printf("disconnected %s, %.64q: %s", c.ID(), c.UserID(), why)
 		},
 		Origins: s.origins,
+		MPush:   s.mpush,
 		Cluster: s.cluster,
 		Limits:  push.Limits{AckTimeout: 3 * time.Second},
 	}
@@ -338,6 +371,7 @@ func (s *server) announce(engine *push.Engine) {
 		fmt.Fprintf(s.out, "%s\n", url)
 	}
 	fmt.Fprintf(s.out, "curl -d 42 \"%s/push?user=alice&event=answer&ack=auto\"\n", urls[0])
+	s.announceDevices(urls[0])
 	if s.fresh != "" {
 		for _, node := range engine.Nodes() {
 			fmt.Fprintf(s.out, "PUSH_SECRET=%s go run ./examples/hello -cluster 127.0.0.1:0 -join %s\n", s.fresh, node.Addr)
@@ -346,19 +380,27 @@ func (s *server) announce(engine *push.Engine) {
 }
 
 // urls are the addresses to click on, this machine's own first.
-func (s *server) urls() []string {
-	at := s.ln.Addr().(*net.TCPAddr).AddrPort()
-	if !at.Addr().IsUnspecified() {
-		return []string{"http://" + at.String()}
+func (s *server) urls() (urls []string) {
+	for _, at := range reachable(s.ln) {
+		urls = append(urls, "http://"+at.String())
 	}
-	urls := []string{fmt.Sprintf("http://127.0.0.1:%d", at.Port())}
+	return urls
+}
+
+// reachable is where ln is reached, by this machine first.
+func reachable(ln net.Listener) []netip.AddrPort {
+	at := ln.Addr().(*net.TCPAddr).AddrPort()
+	if !at.Addr().IsUnspecified() {
+		return []netip.AddrPort{at}
+	}
+	all := []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())}
 	addrs, _ := net.InterfaceAddrs()
 	for _, addr := range addrs {
 		if prefix, err := netip.ParsePrefix(addr.String()); err == nil && prefix.Addr().IsGlobalUnicast() {
-			urls = append(urls, "http://"+netip.AddrPortFrom(prefix.Addr(), at.Port()).String())
+			all = append(all, netip.AddrPortFrom(prefix.Addr(), at.Port()))
 		}
 	}
-	return urls
+	return all
 }
 
 //go:embed index.html
@@ -367,8 +409,9 @@ var index string
 //go:embed main.go
 var source string
 
-// thePage is index.html with the fifteen lines of main.go in it.
-var thePage = strings.Replace(index, "{{program}}", html.EscapeString(program()), 1)
+// thePage is index.html with gaps. It is no html/template, which would take
+// the comments out of the page's script: everything in a gap is given to html.
+var thePage = template.Must(template.New("index.html").Parse(index))
 
 // program cuts the fifteen lines out of main.go.
 func program() string {
@@ -377,8 +420,12 @@ func program() string {
 	return strings.TrimSpace(strings.ReplaceAll(lines, "\n\t", "\n"))
 }
 
-func page(w http.ResponseWriter, _ *http.Request) {
+// page is index.html with the fifteen lines in it, and where devices connect.
+func (s *server) page(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
-	io.WriteString(w, thePage)
+	thePage.Execute(w, struct {
+		Program string
+		Devices *door
+	}{program(), s.door(r)})
 }
