@@ -2380,12 +2380,48 @@ func (e *Engine) accept(nc net.Conn) {
 	counted, ok := e.addrs.enter(remote.Addr(), e.cfg.Limits.MaxConnsPerAddr)
 	if !ok {
 		e.stats.refused(refusedMaxPerAddr)
-		held := e.driver.Add(nc, &dismissed{e: e})
-		time.AfterFunc(e.cfg.MPush.RefuseDelay+deviceWait, held.Close)
+		e.unread.hold(e.driver.Add(nc, &dismissed{e: e}), e.cfg.MPush.RefuseDelay+deviceWait)
 		return
 	}
 	e.stats.pending.Add(1)
 	e.startDevice(nc, remote, counted, secure || e.mpush.Key == nil || e.cfg.MPush.AllowPlain, false)
+}
+
+// unread are sockets that are neither read nor closed until their time is
+// over, or the engine drains.
+type unread struct {
+	mu    sync.Mutex
+	conns map[*netio.Conn]*time.Timer // guarded by mu
+	over  bool                        // guarded by mu
+}
+
+func (u *unread) hold(c *netio.Conn, d time.Duration) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.over {
+		c.Close()
+		return
+	}
+	if u.conns == nil {
+		u.conns = make(map[*netio.Conn]*time.Timer)
+	}
+	u.conns[c] = time.AfterFunc(d, func() {
+		u.mu.Lock()
+		delete(u.conns, c)
+		u.mu.Unlock()
+		c.Close()
+	})
+}
+
+func (u *unread) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.over = true
+	for c, timer := range u.conns {
+		timer.Stop()
+		c.Close()
+	}
+	u.conns = nil
 }
 
 // addrCounts counts connections by address.

@@ -548,7 +548,8 @@ type Engine struct {
 	draining atomic.Bool    // no more connections
 	closed   atomic.Bool    // no more pushes
 	ending   sync.Once      // brings done about
-	leaving  chan struct{}  // closed when draining begins: paced pushes give up
+	leaving  chan struct{}  // closed when draining begins: what waits for time of its own gives up
+	unread   unread         // sockets that are held without being read
 	cutting  chan struct{}  // closed by ending: what waits for time gives up
 	done     chan struct{}  // closed when everything has ended
 	live     tally.Tally    // transports that have not ended
@@ -1609,6 +1610,7 @@ func (e *Engine) drain() {
 	}
 	close(e.leaving)
 	e.listeners.Close()
+	e.unread.close()
 	if e.cluster != nil {
 		e.cluster.drain()
 	}

@@ -36,7 +36,7 @@ const maxClients = 10_000 // one process has few more descriptors
 // collection.
 func BenchmarkIdleConnection(b *testing.B) {
 	for b.Loop() {
-		rss, heap, stacks := idleMemory(b, roleEngine)
+		rss, heap, stacks := idleMemory(b, roleEngine, asPage)
 		b.ReportMetric(rss, "B/conn")
 		b.ReportMetric(heap, "heap-B/conn")
 		b.ReportMetric(stacks, "stack-B/conn")
@@ -44,11 +44,12 @@ func BenchmarkIdleConnection(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// idleMemory is what a connection to a server of this role costs, in bytes of
-// RAM, of heap objects and of stacks.
-func idleMemory(b *testing.B, role string) (rss, heap, stacks float64) {
+// idleMemory is what a connection of such clients to a server of this role
+// costs, in bytes of RAM, of heap objects and of stacks.
+func idleMemory(b *testing.B, role, as string) (rss, heap, stacks float64) {
 	b.Helper()
 	server, l := startProcess(b, role), startLoad(b)
+	l.as = as
 	defer server.stop()
 	defer l.stop()
 	var port [1]int64
@@ -205,8 +206,8 @@ func BenchmarkRatios(b *testing.B) {
 			resting = append(resting, r.ratio())
 		}
 		d.close()
-		bytes, _, _ := idleMemory(b, roleEngine)
-		hubBytes, _, _ := idleMemory(b, roleHub)
+		bytes, _, _ := idleMemory(b, roleEngine, asPage)
+		hubBytes, _, _ := idleMemory(b, roleHub, asPage)
 		memory = append(memory, bytes)
 		hubMemory = append(hubMemory, bytes/hubBytes)
 	}

@@ -24,6 +24,7 @@ import (
 	"unsafe"
 
 	"github.com/embedpush/push"
+	"github.com/embedpush/push/internal/mpush"
 )
 
 // A benchmark's clients live in a second process, this program started again,
@@ -123,25 +124,26 @@ func (p *secondProcess) hear(answer []int64) {
 	}
 }
 
-// load is many WebSocket clients in a second process.
+// load is many clients in a second process.
 type load struct {
 	*secondProcess
-	conns  int   // open
-	frames int64 // that wait has waited for
-	bytes  int64 // that wait has told
+	as     string // what dial opens: asPage, or a kind of device
+	conns  int    // open
+	frames int64  // that wait has waited for
+	bytes  int64  // that wait has told
 	line   []byte
 }
 
 func startLoad(b *testing.B) *load {
 	b.Helper()
-	return &load{secondProcess: startProcess(b, roleClients)}
+	return &load{secondProcess: startProcess(b, roleClients), as: asPage}
 }
 
 // dial opens n connections as users first, first+1, …; each group of roomSize
 // is in one room.
 func (l *load) dial(port, first, n, roomSize int) {
 	l.b.Helper()
-	l.ask(nil, "dial %d %d %d %d", port, first, n, roomSize)
+	l.ask(nil, "dial %d %d %d %d %s", port, first, n, roomSize, l.as)
 	l.conns += n
 }
 
@@ -177,8 +179,15 @@ func (l *load) latencies(who byte) []time.Duration {
 	return all
 }
 
-// pong sends a frame on every connection, as the answer to a heartbeat is.
-func (l *load) pong() { l.b.Helper(); l.ask(nil, "pong") }
+// pong sends a frame on every connection, as the answer to a heartbeat is. A
+// device sends a heartbeat, and is answered.
+func (l *load) pong() {
+	l.b.Helper()
+	l.ask(nil, "pong")
+	if l.as != asPage {
+		l.wait(l.conns)
+	}
+}
 
 // hangUp closes every connection.
 func (l *load) hangUp() { l.b.Helper(); l.ask(nil, "close"); l.conns = 0 }
@@ -213,12 +222,14 @@ type loadClients struct {
 	latency [256][]int64
 }
 
-// loadConn is one connection; frame boundaries are all it knows of WebSocket.
+// loadConn is one connection; frame boundaries are all it knows of its
+// protocol.
 type loadConn struct {
-	open bool
-	left int      // of the current frame's payload
-	head [10]byte // the beginning of a frame's header
-	have int      // how much of head
+	open   bool
+	left   int                   // of the current frame's payload
+	head   [mpush.HeaderLen]byte // the beginning of a frame's header
+	have   int                   // how much of head
+	device *loadDevice           // nil: a page
 }
 
 func newLoadClients() *loadClients {
@@ -281,7 +292,11 @@ func (c *loadClients) command(words []string) error {
 	}
 	switch words[0] {
 	case "dial":
-		if err := c.dial(args[0], args[1], args[2], args[3]); err != nil {
+		dial := c.dial
+		if as := words[5]; as != asPage {
+			dial = func(port, first, n, roomSize int) error { return c.dialDevices(port, first, n, roomSize, as) }
+		}
+		if err := dial(args[0], args[1], args[2], args[3]); err != nil {
 			return err
 		}
 		fmt.Println("ok")
@@ -297,9 +312,13 @@ func (c *loadClients) command(words []string) error {
 		os.Stdout.Write(out)
 	case "pong":
 		pong := []byte{0x8a, 0x80, 1, 2, 3, 4}
-		for fd := range c.conns {
-			if c.conns[fd].open {
-				if _, err := syscall.Write(fd, pong); err != nil {
+		for fd, conn := range c.conns {
+			frame := pong
+			if conn.device != nil {
+				frame = []byte{mpush.Beat}
+			}
+			if conn.open {
+				if _, err := syscall.Write(fd, frame); err != nil {
 					return err
 				}
 			}
@@ -325,22 +344,19 @@ func (c *loadClients) close(fd int) {
 	syscall.Close(fd)
 }
 
-// dial opens connections, so many at a time that both processes have work.
+const dialBatch = 128 // connections that begin at a time, so that both processes have work
+
+// dial opens a page's connections.
 func (c *loadClients) dial(port, first, n, roomSize int) error {
-	const batch = 128
-	var fds [batch]int
-	for begin := 0; begin < n; begin += batch {
-		fds := fds[:min(batch, n-begin)]
+	var fds [dialBatch]int
+	for begin := 0; begin < n; begin += dialBatch {
+		fds := fds[:min(dialBatch, n-begin)]
 		for i := range fds {
-			fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+			fd, err := connect(port)
 			if err != nil {
-				return fmt.Errorf("socket: %w", err)
+				return err
 			}
 			fds[i] = fd
-			syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 20})
-			if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
-				return fmt.Errorf("connect: %w", err)
-			}
 			user := first + begin + i
 			request := fmt.Sprintf("GET /ws?user=u%d&room=r%d HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
 				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\n\r\n", user, user/roomSize)
@@ -352,12 +368,9 @@ func (c *loadClients) dial(port, first, n, roomSize int) error {
 			var answer []byte
 			var frames []byte
 			for whole := false; !whole; {
-				n, err := syscall.Read(fd, c.buf)
-				if err == syscall.EINTR { // a socket with a timeout does not go on by itself
-					continue
-				}
-				if n <= 0 {
-					return fmt.Errorf("answer %q: %w", answer, cmp.Or(err, io.ErrUnexpectedEOF))
+				n, err := c.await(fd)
+				if err != nil {
+					return fmt.Errorf("answer %q: %w", answer, err)
 				}
 				answer = append(answer, c.buf[:n]...)
 				_, frames, whole = bytes.Cut(answer, []byte("\r\n\r\n"))
@@ -365,20 +378,51 @@ func (c *loadClients) dial(port, first, n, roomSize int) error {
 			if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101 ")) {
 				return fmt.Errorf("answer %q", answer)
 			}
-			if err := syscall.SetNonblock(fd, true); err != nil {
+			if err := c.add(fd, nil); err != nil {
 				return err
 			}
-			for fd >= len(c.conns) {
-				c.conns = append(c.conns, loadConn{})
-			}
-			c.conns[fd] = loadConn{open: true}
 			c.feed(fd, frames)
-			if err := c.watch(fd); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
+}
+
+// connect opens a socket, on which nothing is waited for longer than 20 s.
+func connect(port int) (fd int, err error) {
+	if fd, err = syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0); err != nil {
+		return 0, fmt.Errorf("socket: %w", err)
+	}
+	syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, syscall.SO_RCVTIMEO, &syscall.Timeval{Sec: 20})
+	if err := syscall.Connect(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return 0, fmt.Errorf("connect: %w", err)
+	}
+	return fd, nil
+}
+
+// await reads into buf and waits until there is something.
+func (c *loadClients) await(fd int) (n int, err error) {
+	for {
+		n, err := syscall.Read(fd, c.buf)
+		if err == syscall.EINTR { // a socket with a timeout does not go on by itself
+			continue
+		}
+		if n <= 0 {
+			return 0, cmp.Or(err, io.ErrUnexpectedEOF)
+		}
+		return n, nil
+	}
+}
+
+// add takes a connection in that has been greeted.
+func (c *loadClients) add(fd int, d *loadDevice) error {
+	if err := syscall.SetNonblock(fd, true); err != nil {
+		return err
+	}
+	for fd >= len(c.conns) {
+		c.conns = append(c.conns, loadConn{})
+	}
+	c.conns[fd] = loadConn{open: true, device: d}
+	return c.watch(fd)
 }
 
 // read reads what there is, once: epoll says again if there is more.
@@ -394,6 +438,7 @@ func (c *loadClients) read(fd int) {
 	}
 	c.feed(fd, c.buf[:n])
 	c.stamps(c.buf[:n])
+	c.ackPage(fd, c.buf[:n])
 }
 
 // stamps notes how long every stamped message in b took.
@@ -418,6 +463,10 @@ func (c *loadClients) stamps(b []byte) {
 func (c *loadClients) feed(fd int, b []byte) {
 	c.bytes += int64(len(b))
 	f := &c.conns[fd]
+	if f.device != nil {
+		c.feedDevice(fd, b)
+		return
+	}
 	for len(b) > 0 {
 		if f.left > 0 {
 			n := min(f.left, len(b))
@@ -461,6 +510,7 @@ func runMemoryServer(role string) error {
 		return err
 	}
 	var h http.Handler
+	serve := func() { http.Serve(ln, h) }
 	var conns func() int
 	var broadcast func()
 	switch role {
@@ -471,6 +521,13 @@ func runMemoryServer(role string) error {
 		}
 		h, conns = e, func() int { return e.Stats().Conns }
 		broadcast = func() { e.Broadcast(context.Background(), push.Message{Event: benchEvent, Data: benchText}) }
+	case roleDevices:
+		e, err := newDeviceEngine(push.MPush{})
+		if err != nil {
+			return err
+		}
+		serve, conns = func() { e.Serve(ln) }, func() int { return e.Stats().Conns }
+		broadcast = func() { e.Broadcast(context.Background(), push.Message{Event: benchEvent, Data: benchText}) }
 	case roleHub:
 		hub := newHub()
 		h, conns = hub, hub.size
@@ -478,7 +535,7 @@ func runMemoryServer(role string) error {
 	default:
 		return errors.New("unknown role")
 	}
-	go http.Serve(ln, h)
+	go serve()
 	fmt.Println(ln.Addr().(*net.TCPAddr).Port)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		if lines.Text() == "push" {
@@ -492,8 +549,9 @@ func runMemoryServer(role string) error {
 }
 
 const (
-	roleEngine = "engine"
-	roleHub    = "hub"
+	roleEngine  = "engine"
+	roleDevices = "devices" // an engine that serves these
+	roleHub     = "hub"
 )
 
 // residentMemory is what this process needs when nothing is garbage: in RAM, and of it
