@@ -1068,8 +1068,14 @@ func millis(t time.Time) uint32 { return uint32(t.UnixMilli()) }
 // begin begins to read.
 func (t *transport) begin() {
 	t.nc.Start()
-	if t.e.draining.Load() {
-		t.shut(ReasonShutdown, wire.GoingAway, "", false)
+	if !t.e.draining.Load() {
+		return
+	}
+	leave := func() { t.shut(ReasonShutdown, wire.GoingAway, "", false) }
+	if t.device.Load() != nil {
+		time.AfterFunc(youngest, leave)
+	} else {
+		leave()
 	}
 }
 
@@ -1485,6 +1491,7 @@ const (
 	answerFloor   = 20 * time.Millisecond   // a proxy's answer that comes sooner is lost, and a failed handshake's tells nothing by its time
 	handshakeWait = 3 * time.Second         // after that it has given up
 	longestBind   = 5500 * time.Millisecond // after 6 s it has
+	youngest      = 100 * time.Millisecond  // closed sooner after it connected, it never comes back
 	maxProxied    = 4                       // HTTP requests of one connection at a time
 )
 
@@ -1496,10 +1503,14 @@ func (t *transport) open(d *device, heavy bool) {
 	arrived := time.Now()
 	d.opening.Store(true)
 	t.lane.Put(0, func() {
-		if heavy && !t.e.handshakes.Enter(handshakeWait-time.Since(arrived), t.e.cutting) {
+		switch entered := heavy && t.e.handshakes.Enter(handshakeWait-time.Since(arrived), t.e.cutting); {
+		case heavy && !entered:
 			t.e.stats.limit(limitedHandshakes)
 			d.session.Discard()
-		} else {
+		case entered && t.ending(): // it gave up: the time belongs to those who wait
+			t.e.handshakes.Leave()
+			return
+		default:
 			opened, err := d.session.Open(time.Now())
 			if heavy {
 				t.e.handshakes.Leave()
@@ -1527,6 +1538,7 @@ func (t *transport) open(d *device, heavy bool) {
 func (e *Engine) opened(d *device) {
 	if !d.settled.Swap(true) {
 		e.stats.pending.Add(-1)
+		e.left()
 	}
 }
 
@@ -1818,6 +1830,7 @@ func (t *transport) Closed(err error) {
 		e.addrs.leave(t.remote.Addr())
 	}
 	e.live.Done()
+	e.left()
 }
 
 func (t *transport) ending() bool { return t.ends.Load() > 0 }
@@ -2343,11 +2356,26 @@ func (e *Engine) roomForDevice() error {
 		if !waited {
 			e.stats.limit(limitedAccept)
 		}
-		if err := sleep(context.Background(), 20*time.Millisecond, e.leaving); err != nil {
-			return err
+		timer := time.NewTimer(20 * time.Millisecond) // not every way out pokes, nor every Serve
+		select {
+		case <-e.room:
+		case <-timer.C:
+		case <-e.leaving:
+		}
+		timer.Stop()
+		if e.draining.Load() {
+			return ErrClosed
 		}
 	}
 	return nil
+}
+
+// left pokes a Serve that waits for room.
+func (e *Engine) left() {
+	select {
+	case e.room <- struct{}{}:
+	default:
+	}
 }
 
 // accept takes a device's socket. One too many of its address is neither read
@@ -2355,7 +2383,7 @@ func (e *Engine) roomForDevice() error {
 // once.
 func (e *Engine) accept(nc net.Conn) {
 	if !e.enter() {
-		nc.Close()
+		time.AfterFunc(youngest, func() { nc.Close() })
 		return
 	}
 	_, secure := nc.(interface{ ConnectionState() tls.ConnectionState })

@@ -539,6 +539,7 @@ type Engine struct {
 	proxy      *proxy.Proxy // static after New; nil: off
 	handshakes rate.Slots   // RSA operations
 	listeners  accept.Set
+	room       chan struct{} // poked when a connection left, or is not pending any more
 	warnPlain  sync.Once
 
 	handlersMu sync.RWMutex
@@ -584,6 +585,7 @@ func New(cfg Config) (*Engine, error) {
 		idBase:   uint64(rand.Uint32()|1) << 32,
 		handlers: make(map[string]handler),
 		leaving:  make(chan struct{}),
+		room:     make(chan struct{}, 1),
 		cutting:  make(chan struct{}),
 		done:     make(chan struct{}),
 	}
@@ -1643,6 +1645,11 @@ func (e *Engine) closeAll(ctx context.Context) error {
 		}
 	}
 	begin := time.Now()
+	for _, t := range all {
+		if d := t.device.Load(); d != nil && begin.Before(d.began.Add(youngest)) {
+			begin = d.began.Add(youngest)
+		}
+	}
 	for i, t := range all {
 		if due := e.cfg.Drain*time.Duration(i)/time.Duration(len(all)) - time.Since(begin); due > 0 {
 			if err := sleep(ctx, due, e.cutting); err != nil {
