@@ -197,14 +197,14 @@ func cloneAll(list []string) []string {
 type Conn struct {
 	// Static after start. The first line is all that a push touches: a
 	// broadcast is bound by memory, not by instructions.
-	nc      *netio.Conn // t's
-	dialect dialect     // t's
-	shard   uint8       // whose worker writes to it
-	ended   bool        // not static, guarded by mu: in no place ever again
-	greeted bool        // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
-	mark    uint32      // the shard's worker's: the last walk that took it
-	holding atomic.Bool // not static: pushes go to held; changed under mu
-	gone    atomic.Bool // not static: it ends, so no push is taken any more, not even after one that was lost
+	nc      *netio.Conn   // t's
+	dialect dialect       // t's
+	shard   uint8         // whose worker writes to it
+	ended   bool          // not static, guarded by mu: in no place ever again
+	greeted bool          // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
+	mark    uint32        // the shard's worker's: the last walk that took it
+	holding atomic.Bool   // not static: pushes go to held; changed under mu
+	gone    atomic.Uint32 // not static: why it ends, so that no push is taken any more, not even after one that was lost; an index of reasons and one, 0 while it lives
 	t       *transport
 	id      ConnID
 
@@ -226,6 +226,7 @@ type Conn struct {
 type held struct {
 	relay      sync.Mutex // who writes what was held: relay, or an end that flushes. Taken before Conn.mu
 	connecting bool       // guarded by Conn.mu: OnConnect runs, and pushes of others wait for it
+	writing    bool       // guarded by Conn.mu: relay has taken some and not written them yet
 	first      []heldPush // guarded by Conn.mu: what OnConnect pushed and the window holds back
 	pushes     []heldPush // guarded by Conn.mu: everybody else's
 	bytes      int        // guarded by Conn.mu: of both, a push counts queueCost extra
@@ -339,7 +340,7 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 	if err != nil {
 		return err
 	}
-	c.settled()
+	c.flushed()
 	return c.bind(newIdentity(userID, class, &l), nil)
 }
 
@@ -348,7 +349,7 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 // page goes on hearing what is for everyone; an mpush device hears nothing
 // but Conn.Push until it binds again.
 func (c *Conn) Unbind() {
-	c.settled()
+	c.flushed()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.who.Load()
@@ -360,7 +361,7 @@ func (c *Conn) Unbind() {
 // a connection), or one that says what is wrong with a name; then it is in the
 // rooms before it.
 func (c *Conn) Join(rooms ...string) error {
-	c.settled()
+	c.flushed()
 	for _, room := range rooms {
 		if err := checkName("room", room); err != nil {
 			return err
@@ -374,7 +375,7 @@ func (c *Conn) Join(rooms ...string) error {
 
 // Leave takes the connection out of rooms.
 func (c *Conn) Leave(rooms ...string) {
-	c.settled()
+	c.flushed()
 	for _, room := range rooms {
 		c.leave(room)
 	}
@@ -410,7 +411,8 @@ func (c *Conn) SetTags(tags ...string) error {
 }
 
 // Close ends the connection as Engine.Kick does, behind what was pushed
-// before. It does not wait for that.
+// before. It does not wait for that, and has no effect on a connection that
+// has ended.
 func (c *Conn) Close(text string) {
 	shut := func() { c.shut(ReasonKicked, wire.Kicked, text) }
 	if s := c.t.e.shards[c.shard]; s.pending.Load() > 0 {
@@ -420,8 +422,18 @@ func (c *Conn) Close(text string) {
 	}
 }
 
+// shut ends the connection and its transport, unless it has ended: then the
+// transport may carry another.
 func (c *Conn) shut(why Reason, code wire.Code, text string) bool {
-	return c.t.shut(why, code, text, false)
+	return c.gone.Load() == 0 && c.t.shut(why, code, text, false)
+}
+
+// why is the reason for its end, "" while it lives.
+func (c *Conn) why() Reason {
+	if i := c.gone.Load(); i > 0 {
+		return reasons[i-1]
+	}
+	return ""
 }
 
 // describe fills in who a delivery is for.
@@ -438,9 +450,9 @@ func (c *Conn) device() Device {
 	}
 }
 
-// settled waits until what was pushed to many before is written, so that it
+// flushed waits until what was pushed to many before is written, so that it
 // goes to who was there when it was pushed. No worker waits for anything.
-func (c *Conn) settled() { c.t.e.shards[c.shard].flush(context.Background()) }
+func (c *Conn) flushed() { c.t.e.shards[c.shard].flush(context.Background()) }
 
 // bind makes the connection who's and puts it into rooms. Whom it replaces is
 // closed.
@@ -590,7 +602,7 @@ func (c *Conn) push(p *encoded, first bool) Status {
 // write is push for any push, and leaves the closing to the caller. What
 // OnConnect pushes is first; the rest waits until it is done.
 func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
-	if c.gone.Load() {
+	if c.gone.Load() != 0 {
 		return Offline
 	}
 	frame, status := p.frame(c.dialect)
@@ -630,8 +642,8 @@ func (c *Conn) hold(frame []byte, ack uint32, first bool) Status {
 	}
 	h := c.held
 	switch {
-	case h != nil && !(first && h.connecting && len(h.first) == 0):
-	case ack != 0 && !c.windowLocked(ack):
+	case h != nil && !(first && h.connecting && len(h.first) == 0 && !h.writing):
+	case ack != 0 && !c.windowLocked(ack, len(frame)):
 	default:
 		return 0
 	}
@@ -659,7 +671,8 @@ func (c *Conn) hold(frame []byte, ack uint32, first bool) Status {
 
 // windowLocked gives a push that wants an ack a place among those a client is
 // to have unanswered at a time, if there is one. Who has it writes the push.
-func (c *Conn) windowLocked(ack uint32) bool {
+// Large ones are fewer: all but the first have to fit into the queue.
+func (c *Conn) windowLocked(ack uint32, size int) bool {
 	window := c.t.e.cfg.MPush.Window
 	if !c.dialect.device() || window <= 0 {
 		return true
@@ -667,7 +680,7 @@ func (c *Conn) windowLocked(ack uint32) bool {
 	w, waits := c.acks[ack]
 	switch {
 	case !waits || w.out: // given up meanwhile
-	case c.out >= int32(window):
+	case c.out >= int32(window), c.out > 0 && !c.fits(size):
 		return false
 	default:
 		w.out = true
@@ -675,6 +688,13 @@ func (c *Conn) windowLocked(ack uint32) bool {
 		c.out++
 	}
 	return true
+}
+
+// fits reports whether the driver's queue has room for a frame.
+func (c *Conn) fits(size int) bool {
+	limit := c.t.e.cfg.Limits.QueueBytes
+	bytes, _ := c.nc.Queued()
+	return limit <= 0 || bytes == 0 || bytes+size+queueCost <= limit
 }
 
 // keepHeld takes n bytes for a push that is held, unless all of them together
@@ -762,7 +782,7 @@ func (c *Conn) next(h *held) (pushes []heldPush) {
 	take := func(list *[]heldPush) bool {
 		for len(*list) > 0 && len(pushes) < chunk {
 			p := (*list)[0]
-			if p.ack != 0 && !c.windowLocked(p.ack) {
+			if p.ack != 0 && !c.windowLocked(p.ack, len(p.frame)) {
 				return false
 			}
 			(*list)[0] = heldPush{}
@@ -776,6 +796,7 @@ func (c *Conn) next(h *held) (pushes []heldPush) {
 		c.held = nil
 		c.holding.Store(false)
 	}
+	h.writing = len(pushes) > 0
 	return pushes
 }
 
@@ -861,12 +882,16 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 }
 
 // end takes the connection out of every place for good. What was held is
-// written with flush; what was written and not answered is Gone.
-func (c *Conn) end(why Reason, flush bool) {
+// written with flush; what was written and not answered is Gone. It tells
+// whether it was the first to end the connection, whose reason counts; to the
+// others it returns when the connection is in no place any more.
+func (c *Conn) end(why Reason, flush bool) (first bool) {
+	first = c.gone.CompareAndSwap(0, 1+uint32(reasonIndex(why)))
+	why = c.why() // the first one's
 	c.mu.Lock()
 	if c.ended {
 		c.mu.Unlock()
-		return
+		return first
 	}
 	c.ended = true
 	c.leaveLocked(func(placeKey) bool { return true })
@@ -917,6 +942,7 @@ func (c *Conn) end(why Reason, flush bool) {
 			e.hook("OnDisconnect", c.id, func() { e.cfg.OnDisconnect(c, why) })
 		}, c.t)
 	}
+	return first
 }
 
 // emptyLocked takes everything out of what is held.
@@ -963,8 +989,8 @@ type device struct {
 
 	opening atomic.Bool                        // the session's Open runs, and nothing is read
 	open    atomic.Bool                        // the session is: HANDSHAKE or FAST_CONNECT was answered
-	settled atomic.Bool                        // it is counted out of those that are not open
-	refused atomic.Bool                        // it is being refused, which takes its time
+	counted atomic.Bool                        // it is counted out of those that are not open
+	lingers atomic.Bool                        // it ends, and has some seconds to close its side itself
 	bind    atomic.Pointer[bindRequest]        // the BIND that is not answered yet
 	asking  atomic.Pointer[context.CancelFunc] // ends the context of Authenticate
 	proxied atomic.Int32                       // HTTP requests that run
@@ -1020,7 +1046,6 @@ func (t *transport) newConn(d dialect, hold bool) *Conn {
 	e.stats.dialects[d].Add(1)
 	t.conn.Store(c)
 	if t.ending() { // since before the Store: whoever ended it may not have seen c
-		c.gone.Store(true)
 		c.end(t.why(), false)
 	}
 	c.mu.Lock()
@@ -1047,8 +1072,8 @@ func (e *Engine) start(nc net.Conn, d dialect, session wire.Session, who *identi
 	err := c.bind(who, cloneAll(l.Rooms))
 	if err != nil {
 		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
-	} else {
-		t.greet(c)
+	} else if c.greet() && e.cfg.OnConnect != nil {
+		t.lane.Always(func() { t.connect(c) }, t)
 	}
 	t.begin()
 	return err
@@ -1124,17 +1149,13 @@ func unlimited(limit int) int {
 	return limit
 }
 
-// greet has OnConnect run, unless the connection has ended already.
-func (t *transport) greet(c *Conn) {
+// greet notes that OnConnect is to run, unless the connection has ended
+// already.
+func (c *Conn) greet() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended {
-		return
-	}
-	c.greeted = true
-	if t.e.cfg.OnConnect != nil {
-		t.lane.Always(func() { t.connect(c) }, t)
-	}
+	c.greeted = !c.ended
+	return c.greeted
 }
 
 // connect runs OnConnect. It runs on the lane.
@@ -1150,6 +1171,16 @@ func (t *transport) connect(c *Conn) {
 // hook runs a hook of this connection, which ends if it panics.
 func (t *transport) hook(name string, f func()) {
 	if t.e.hook(name, t.id(), f) {
+		t.panicked()
+	}
+}
+
+// panicked ends a connection whose hook panicked: a device's not at once, for
+// it would be back at once.
+func (t *transport) panicked() {
+	if t.device.Load() != nil {
+		t.refuse(ReasonPanic, time.Now(), nil)
+	} else {
 		t.shut(ReasonPanic, wire.Internal, "", false)
 	}
 }
@@ -1173,7 +1204,7 @@ func (t *transport) user() string {
 // LaneBegins, LaneMoved, LaneDied and LaneEnds are called by the lane.
 func (t *transport) LaneBegins() { t.e.hooks.Add() }
 func (t *transport) LaneEnds()   { t.e.hooks.Done() }
-func (t *transport) LaneDied()   { t.shut(ReasonPanic, wire.Internal, "", false) }
+func (t *transport) LaneDied()   { t.panicked() }
 func (t *transport) LaneMoved() {
 	if t.stalled.Load() && !t.lane.Full(t.inbox()) && t.stalled.Swap(false) {
 		t.nc.Resume()
@@ -1231,13 +1262,14 @@ func (t *transport) Data(b []byte) int {
 // full tells that reading has to wait, and sees to its going on. One that ends
 // is read to its end, for the peer's goodbye.
 func (t *transport) full() bool {
+	d := t.device.Load()
+	if d != nil && d.opening.Load() {
+		return true // open resumes; until then the session is its alone, even at the end
+	}
 	if t.ending() {
 		return false
 	}
-	if d := t.device.Load(); d != nil {
-		if d.opening.Load() {
-			return true // answered resumes
-		}
+	if d != nil {
 		if d.debt {
 			if wait := d.binds.Take(bindRate, time.Now()); wait > 0 {
 				t.e.stats.limit(limitedBinds)
@@ -1375,15 +1407,12 @@ func (t *transport) send(frame []byte) {
 // nobody wants to hear from it.
 func (t *transport) receive(m *Received) {
 	e, c := t.e, t.conn.Load()
-	if t.device.Load() != nil && !t.ending() {
-		c = t.live()
-	}
-	if c == nil { // a device that is not bound
+	if c == nil { // a device that has not bound
 		e.stats.ignored.Add(1)
 		return
 	}
-	switch t.why() {
-	case ReasonKicked, ReasonReplaced, ReasonRefused, ReasonExpired, ReasonPanic:
+	switch c.why() {
+	case ReasonReplaced, ReasonKicked, ReasonRefused, ReasonExpired, ReasonPanic:
 		e.stats.discarded.Add(1)
 		return
 	}
@@ -1451,7 +1480,7 @@ func (t *transport) login(claim *wire.LoginClaim) {
 	}
 	who, err := t.e.authenticate(c.Context(), &l)
 	if err == nil {
-		c.settled()
+		c.flushed()
 		err = c.bind(who, l.Rooms)
 	}
 	if err == nil {
@@ -1479,7 +1508,7 @@ func (t *transport) logout(id uint64) {
 
 // live is the transport's Conn unless that has ended, nil without one.
 func (t *transport) live() *Conn {
-	if c := t.conn.Load(); c != nil && !c.gone.Load() {
+	if c := t.conn.Load(); c != nil && c.gone.Load() == 0 {
 		return c
 	}
 	return nil
@@ -1492,6 +1521,7 @@ const (
 	handshakeWait = 3 * time.Second         // after that it has given up
 	longestBind   = 5500 * time.Millisecond // after 6 s it has
 	youngest      = 100 * time.Millisecond  // closed sooner after it connected, it never comes back
+	maxToken      = 4 << 10                 // the data of a BIND
 	maxProxied    = 4                       // HTTP requests of one connection at a time
 )
 
@@ -1503,40 +1533,44 @@ func (t *transport) open(d *device, heavy bool) {
 	arrived := time.Now()
 	d.opening.Store(true)
 	t.lane.Put(0, func() {
-		switch entered := heavy && t.e.handshakes.Enter(handshakeWait-time.Since(arrived), t.e.cutting); {
-		case heavy && !entered:
-			t.e.stats.limit(limitedHandshakes)
-			d.session.Discard()
-		case entered && t.ending(): // it gave up: the time belongs to those who wait
-			t.e.handshakes.Leave()
-			return
-		default:
-			opened, err := d.session.Open(time.Now())
-			if heavy {
+		defer func() {
+			d.opening.Store(false)
+			t.nc.Resume()
+		}()
+		if heavy {
+			if !t.e.handshakes.Enter(handshakeWait-time.Since(arrived), t.e.cutting) {
+				t.e.stats.limit(limitedHandshakes)
+				d.session.Discard()
+				return
+			}
+			if t.ending() { // it gave up: the time belongs to those who wait
 				t.e.handshakes.Leave()
-			}
-			switch {
-			case err != nil && opened.Slow:
-				t.e.stats.refused(refusedHandshake)
-				time.AfterFunc(answerFloor-time.Since(arrived), func() { t.fail(err) })
 				return
-			case err != nil:
-				t.fail(err)
-				return
-			case opened.OK:
-				d.open.Store(true)
-				t.e.opened(d)
 			}
-			t.send(opened.Reply)
 		}
-		d.opening.Store(false)
-		t.nc.Resume()
+		opened, err := d.session.Open(time.Now())
+		if heavy {
+			t.e.handshakes.Leave()
+		}
+		switch {
+		case err != nil && opened.Slow:
+			t.e.stats.refused(refusedHandshake)
+			t.failLater(err, answerFloor-time.Since(arrived))
+			return
+		case err != nil:
+			t.fail(err)
+			return
+		case opened.OK:
+			d.open.Store(true)
+			t.e.unpend(d)
+		}
+		t.send(opened.Reply)
 	}, t)
 }
 
-// opened counts a device out of those whose session is not open.
-func (e *Engine) opened(d *device) {
-	if !d.settled.Swap(true) {
+// unpend counts a device out of those whose session is not open.
+func (e *Engine) unpend(d *device) {
+	if !d.counted.Swap(true) {
 		e.stats.pending.Add(-1)
 		e.left()
 	}
@@ -1547,14 +1581,17 @@ func (e *Engine) opened(d *device) {
 func (t *transport) turn(ev *wire.Event) {
 	first := bytes.Clone(ev.Data.JSON)
 	d := &device{session: mpush.NewJSON(&t.e.mpush), began: time.Now(), ws: true}
-	t.e.stats.pending.Add(1)
+	if !t.e.pend() {
+		t.e.stats.refused(refusedMaxPending)
+		t.shut(ReasonRefused, wire.TryLater, "too many logins at once", false)
+		return
+	}
 	if c := t.conn.Load(); c != nil {
-		c.gone.Store(true)
 		c.end(ReasonReplaced, true)
 	}
 	t.device.Store(d)
 	if t.ending() { // since before the Store
-		t.e.opened(d)
+		t.e.unpend(d)
 	}
 	var packet wire.Event
 	if err := d.session.First(first, &packet); err != nil {
@@ -1596,36 +1633,40 @@ func (t *transport) bind(d *device, b *bindRequest) {
 		DeviceID: is.ID, OS: is.OS, OSVersion: is.OSVersion, ClientVersion: is.Version, Tags: b.claim.Tags,
 		Remote: t.remoteAddr(), Conn: c,
 	}
-	if l.check() != nil { // too many tags, or too long ones
+	if err := l.check(); err != nil || len(l.Token) > maxToken {
+		e.log.Warn("push: BIND with too much", "user", brief(l.UserID), "remote", l.Remote, "token", len(l.Token), "err", err)
 		e.stats.refused(refusedBadRequest)
 		t.refuse(ReasonRefused, b.at, d.session.BindFailed(nil, b.id, ""))
 		return
 	}
 	who, err := t.ask(d, &l)
-	fresh, left := c == nil, false
-	if err == nil {
-		if fresh {
-			c = t.newConn(form, true)
+	fresh, left := false, false
+	for again := err == nil; again; {
+		if c = t.live(); c == nil {
+			c, fresh, left = t.newConn(form, true), true, false
 		} else {
-			c.settled()
+			c.flushed()
 			was := c.UserID()
 			left = was != "" && was != who.user
 		}
 		if err = c.bind(who, l.Rooms); err != nil && fresh {
-			c.gone.Store(true)
 			c.end(ReasonRefused, false)
 		}
+		again = err == ErrClosed && !fresh && !t.ending() // replaced meanwhile
 	}
 	if err != nil {
 		t.bindFailed(d, b, err)
 		return
 	}
 	t.send(d.session.LoggedIn(nil, b.id, who.user, "", left))
-	if fresh {
-		t.greet(c)
-		if e.cfg.OnConnect == nil {
-			c.release()
-		}
+	d.bind.CompareAndSwap(b, nil)
+	switch {
+	case !fresh:
+	case e.cfg.OnConnect == nil:
+		c.greet()
+		c.release()
+	case c.greet(): // before whatever came behind the BIND, which waits on this lane
+		t.connect(c)
 	}
 }
 
@@ -1667,7 +1708,7 @@ func (t *transport) bindFailed(d *device, b *bindRequest, err error) {
 // that time, with these last bytes; then it has deviceWait to close it.
 func (t *transport) refuse(why Reason, at time.Time, last []byte) {
 	if t.end(why, false) {
-		t.device.Load().refused.Store(true)
+		t.device.Load().lingers.Store(true)
 		time.AfterFunc(t.e.cfg.MPush.RefuseDelay-time.Since(at), func() { t.nc.Shut(last, false, deviceWait) })
 	}
 }
@@ -1682,8 +1723,9 @@ func (t *transport) replaced(old *Conn, by *identity) {
 		t.shut(ReasonReplaced, wire.Replaced, "", false)
 		return
 	}
-	old.gone.Store(true)
-	old.end(ReasonReplaced, true)
+	if !old.end(ReasonReplaced, true) {
+		return
+	}
 	t.e.stats.detached.Add(1)
 	if device := old.who.Load().device; device != "" && device == by.device {
 		return
@@ -1737,15 +1779,25 @@ func (t *transport) request(d *device, ev *wire.Event) {
 }
 
 // fail ends a connection whose peer broke the protocol.
-func (t *transport) fail(err error) {
+func (t *transport) fail(err error) { t.failLater(err, 0) }
+
+// failLater is fail with its answer after a while; nothing that comes in
+// meanwhile counts.
+func (t *transport) failLater(err error, after time.Duration) {
 	broken := &wire.Error{Code: wire.Protocol, Text: "protocol error"}
 	errors.As(err, &broken)
 	if broken.Code == wire.TooBig {
 		t.e.stats.limit(limitedMaxMessage)
 	}
 	t.e.log.Debug("push: protocol error", "conn", t.id(), "remote", t.remoteAddr(), "err", broken)
-	if t.end(ReasonProtocol, false) {
-		t.goodbye(t.speaks().Close(slices.Clone(broken.Reply), broken.Code, broken.Text), true)
+	if !t.end(ReasonProtocol, false) {
+		return
+	}
+	last := t.speaks().Close(slices.Clone(broken.Reply), broken.Code, broken.Text)
+	if after > 0 {
+		time.AfterFunc(after, func() { t.goodbye(last, true) })
+	} else {
+		t.goodbye(last, true)
 	}
 }
 
@@ -1788,7 +1840,7 @@ func (t *transport) Tick(now time.Time) {
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
 	}
-	if c := t.conn.Load(); c != nil && !c.gone.Load() {
+	if c := t.conn.Load(); c != nil && c.gone.Load() == 0 {
 		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at {
 			t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
 			return
@@ -1852,11 +1904,10 @@ func (t *transport) end(why Reason, flush bool) bool {
 		return false
 	}
 	if c := t.conn.Load(); c != nil {
-		c.gone.Store(true)
 		c.end(why, flush)
 	}
 	if d := t.device.Load(); d != nil {
-		t.e.opened(d)
+		t.e.unpend(d)
 		if stop := d.asking.Load(); stop != nil {
 			(*stop)()
 		}
@@ -1873,6 +1924,7 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 	d, c := t.device.Load(), t.conn.Load()
 	if d != nil && code == wire.Kicked && c != nil {
 		t.nc.Shut(d.session.Close(c.kickNote(d), code, text), cut, deviceWait)
+		d.lingers.Store(true)
 	} else {
 		t.goodbye(t.speaks().Close(nil, code, text), cut)
 	}
@@ -2323,7 +2375,8 @@ func (d *dismissed) Closed(error) {
 // Serve takes mpush devices from a listener, until Shutdown or Close; then it
 // returns ErrClosed. It closes l, and may be called for several at once. A TLS
 // listener protects what mpush's own cryptography does not (see
-// .github/SECURITY.md). Without room for one more connection
+// .github/SECURITY.md); behind a wrapper that hides ConnectionState it looks
+// bare, and MPush.AllowPlain says otherwise. Without room for one more connection
 // (Limits.MaxConns, MaxPending) it leaves devices in l's backlog: they are
 // better off waiting than refused. Errors of l that pass, such as too many
 // open files, are waited for, up to a second at a time. An error at once: l is

@@ -195,8 +195,8 @@ type MPush struct {
 	// clients in the field lose what comes faster. 0: 50; -1: no limit.
 	Window int
 
-	// CompressOver is the content's size in bytes from which on it is
-	// compressed. 0: 10 240; -1: never.
+	// CompressOver is the size in bytes over which a push's content, or an
+	// answer of Proxy, is compressed. 0: 10 240; -1: never.
 	CompressOver int
 
 	// CloseKicked closes the connection of a device 3 s after a newer login
@@ -219,7 +219,8 @@ type MPush struct {
 
 	// MinHeartbeat and MaxHeartbeat bound what is negotiated; the client's
 	// wish counts between them. A device that is silent for three heartbeats
-	// and a second is closed. From 10 s to 4 min. 0: 3 min.
+	// and a second is closed. From 10 s to 4 min. 0: 3 min, or the other one if
+	// that is on the wrong side of it.
 	MinHeartbeat, MaxHeartbeat time.Duration
 
 	// SessionTTL is how long a session token is good for. 0: 24 h.
@@ -261,9 +262,9 @@ type Limits struct {
 	MaxMessage int // bytes of one message from a client; 1009. An mpush device has 8 KiB before its session. 0: 64 KiB
 	MaxPush    int // bytes of one push: its JSON, or its bytes, and the event's name; ErrTooLarge. 0: 1 MiB
 
-	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. 0: 256 KiB
+	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. As much again of pushes that wait (OnConnect, MPush.Window). 0: 256 KiB
 	QueueMessages   int // the same in messages. 0: 8 192
-	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. As much again for pushes that wait for OnConnect (4408), for messages that wait for hooks (beyond it connections wait to be read), and for answers that receipts wait with (1008). 0: 256 MiB
+	TotalQueueBytes int // all queues together; beyond it the fullest are closed, 4408. As much again for pushes that wait for OnConnect (4408) or for a device's answers (Overloaded), for messages that wait for hooks (beyond it connections wait to be read), and for answers that receipts wait with (1008). 0: 256 MiB
 	FanoutBytes     int // pushes waiting for one fan-out worker; full, it blocks the caller until ctx ends. 0: 8 MiB
 	InboxMessages   int // messages of one connection that wait for hooks; full, it is not read from. 0: 64
 
@@ -529,7 +530,7 @@ type Engine struct {
 	ackSeq   atomic.Uint32 // of the last push that asked for an ack
 	stats    counters
 	inboxes  atomic.Int64 // bytes of messages that wait for hooks
-	held     atomic.Int64 // bytes of pushes that wait for OnConnect
+	held     atomic.Int64 // bytes of pushes that wait for OnConnect, or for a device to answer others
 	replies  atomic.Int64 // bytes of answers that flights keep
 	pushRate pushRate
 	addrs    addrCounts
@@ -539,7 +540,7 @@ type Engine struct {
 	proxy      *proxy.Proxy // static after New; nil: off
 	handshakes rate.Slots   // RSA operations
 	listeners  accept.Set
-	room       chan struct{} // poked when a connection left, or is not pending any more
+	room       chan struct{} // poked when a connection left, or is not pending any more; never closed
 	warnPlain  sync.Once
 
 	handlersMu sync.RWMutex
@@ -1458,6 +1459,7 @@ func (f *flight) giveUp() {
 			if c.forget(f.ack) {
 				f.settle(i, Overloaded, nil)
 			}
+			c.relay() // what was held behind it may not have to wait
 		case c.forget(f.ack):
 			f.settle(i, Timeout, nil)
 		}
@@ -1657,7 +1659,7 @@ func (e *Engine) closeAll(ctx context.Context) error {
 			}
 		}
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
-		if d := t.device.Load(); d != nil && d.refused.Load() {
+		if d := t.device.Load(); d != nil && d.lingers.Load() {
 			t.nc.HangUp(nil, false, closeWait) // there is no time for that
 		}
 	}
@@ -1776,13 +1778,14 @@ const slowHook = time.Second
 // names are snake_case.
 type Stats struct {
 	// Now.
-	Conns       int   `json:"conns"`
-	Pending     int   `json:"pending"`     // upgrades whose login is undecided, and mpush devices without a session
-	Users       int   `json:"users"`       // that have a connection
-	Rooms       int   `json:"rooms"`       // that have a connection in them
-	Memberships int   `json:"memberships"` // of connections in users, rooms and everyone
-	QueuedBytes int64 `json:"queued_bytes"`
-	Flights     int   `json:"flights"` // pushes that wait for devices
+	Sockets     int   `json:"sockets"`      // what Limits.MaxConns counts: the connections, and devices that are not bound
+	Conns       int   `json:"conns"`        // pages, and devices that are bound or were and gave their user up
+	Pending     int   `json:"pending"`      // upgrades whose login is undecided, and mpush devices without a session
+	Users       int   `json:"users"`        // that have a connection
+	Rooms       int   `json:"rooms"`        // that have a connection in them
+	Memberships int   `json:"memberships"`  // of connections in users, rooms and everyone
+	QueuedBytes int64 `json:"queued_bytes"` // in connections' queues, and held
+	Flights     int   `json:"flights"`      // pushes that wait for devices
 
 	// Since New.
 	Accepted    uint64            `json:"accepted"`
@@ -1797,7 +1800,7 @@ type Stats struct {
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
 	Discarded   uint64            `json:"discarded"`   // messages that still waited for their handler when their connection was kicked, replaced, refused, expired or had panicked
 	Undecodable uint64            `json:"undecodable"` // messages that did not decode into a handler's type
-	Ignored     uint64            `json:"ignored"`     // messages that mean nothing in their dialect
+	Ignored     uint64            `json:"ignored"`     // messages that mean nothing in their dialect, and those of devices that have not bound
 	Detached    uint64            `json:"detached"`    // mpush devices that a newer login replaced; their sockets stay
 	Panics      uint64            `json:"panics"`      // of hooks
 	SlowHooks   uint64            `json:"slow_hooks"`  // over a second
@@ -1883,7 +1886,7 @@ func (s *counters) delivered(status Status, n int) {
 func (e *Engine) Stats() Stats {
 	c := &e.stats
 	s := Stats{
-		Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
+		Sockets: e.live.Len(), Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Detached: c.detached.Load(), Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),

@@ -133,7 +133,7 @@ func (s *Session) Ping(dst []byte) []byte {
 // instead of coming back.
 func (s *Session) Close(dst []byte, code wire.Code, text string) []byte {
 	if code == wire.Kicked {
-		dst = s.error(dst, CmdHandshake, 0, 0, "kicked", text)
+		dst = s.error(dst, CmdHandshake, 0, 0, "kicked", cutText(text, 123)) // as much as a WebSocket's close frame takes
 	}
 	if s.ws {
 		dst = ws.AppendClose(dst, code, text)

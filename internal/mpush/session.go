@@ -39,7 +39,7 @@ const (
 	maxDevice   = 128
 	maxClaim    = 256 // osName, osVersion, clientVersion: cut
 	maxUser     = 256
-	maxText     = 4 << 10 // a bind's data and tags
+	maxTags     = 32 // of a bind; one more is passed on, for its owner to refuse
 	maxInflated = 256 << 10
 	maxBlunders = 3               // of one kind on one connection; the third closes it
 	maxSkew     = 5 * time.Minute // a handshake's timestamp, if it has one
@@ -506,7 +506,13 @@ func (s *Session) greet(h *Handshake, id int32, now time.Time) []byte {
 
 func (s *Session) fastConnect(p *Packet, now time.Time) (o Opened, err error) {
 	var f FastConnect
-	if p.Flags&(FlagCrypto|FlagCompress) != 0 && len(p.Body) > 0 || f.Decode(p.Body) != nil {
+	body := p.Body
+	if p.Flags&FlagCompress != 0 && len(body) > 0 { // clients compress what is long, also with our tokens
+		if body, err = Inflate(body, maxEarly); err != nil {
+			return o, s.broken(CmdFastConnect, p.ID, CodeHandler)
+		}
+	}
+	if p.Flags&FlagCrypto != 0 && len(body) > 0 || f.Decode(body) != nil {
 		return o, s.broken(CmdFastConnect, p.ID, CodeHandler)
 	}
 	var r Resumed
@@ -535,12 +541,15 @@ func (s *Session) fastConnect(p *Packet, now time.Time) (o Opened, err error) {
 
 // bind reads a BIND: a login.
 func (s *Session) bind(b *Bind, id int32, ev *wire.Event) error {
-	if b.UserID == "" || len(b.UserID) > maxUser || !printable(b.UserID) || len(b.Data) > maxText || len(b.Tags) > maxText {
+	if b.UserID == "" || len(b.UserID) > maxUser || !printable(b.UserID) {
 		return s.refused(CmdBind, id, textParam)
 	}
 	ev.Kind, ev.ID = wire.Login, uint64(uint32(id))
 	ev.Login = &wire.LoginClaim{User: b.UserID, Token: b.Data}
 	for tag := range strings.SplitSeq(b.Tags, ",") {
+		if len(ev.Login.Tags) > maxTags {
+			break // one too many already
+		}
 		if tag = strings.TrimSpace(tag); tag != "" && !slices.Contains(ev.Login.Tags, tag) {
 			ev.Login.Tags = append(ev.Login.Tags, tag)
 		}

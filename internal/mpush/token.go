@@ -105,7 +105,7 @@ func (t *Tokens) Seal(now time.Time, s *Resumed) string {
 		plain = append(plain, 0)
 	}
 	for _, text := range [3]string{s.OSName, s.OSVersion, s.ClientVersion} {
-		text = cutText(text)
+		text = cutText(text, tokenText)
 		plain = append(plain, byte(len(text)))
 		plain = append(plain, text...)
 	}
@@ -220,13 +220,13 @@ func newTokenAEAD(key []byte, day uint16) cipher.AEAD {
 // utcDay counts days of 86400 seconds, which Unix time has no others of.
 func utcDay(t time.Time) uint16 { return uint16(t.Unix() / 86400) }
 
-// cutText ends a text that is too long before the character that does not fit.
-func cutText(s string) string {
-	if len(s) <= tokenText {
+// cutText ends a text of more than n bytes before the character that does not
+// fit.
+func cutText(s string, n int) string {
+	if len(s) <= n {
 		return s
 	}
-	n := tokenText
-	for n > tokenText-(utf8.UTFMax-1) && !utf8.RuneStart(s[n]) {
+	for least := n - (utf8.UTFMax - 1); n > least && !utf8.RuneStart(s[n]); {
 		n--
 	}
 	return s[:n]
