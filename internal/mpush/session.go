@@ -60,7 +60,8 @@ type Session struct {
 	frames   ws.Reader
 	rest     []byte // of a WebSocket message with several packets: the packets behind the first
 	state    state
-	request  Packet // of the Open event
+	request  Packet // of the Open event; of the one that opened the session its id is kept
+	resumed  bool   // a fast connect opened it
 	repeats  int    // handshakes on an open session
 	failures int    // fast connects
 	bound    bool   // a BIND came: sealed is static
@@ -291,7 +292,7 @@ func (s *Session) packet(p *Packet, ev *wire.Event) error {
 	switch cmd {
 	case CmdBind:
 		var b Bind
-		if err := b.Decode(body); err != nil {
+		if err := b.Decode(body); err != nil && len(body) > 0 {
 			return s.broken(cmd, id, CodeHandler)
 		}
 		if !s.bound {
@@ -301,7 +302,7 @@ func (s *Session) packet(p *Packet, ev *wire.Event) error {
 		return s.bind(&b, id, ev)
 	case CmdUnbind:
 		var b Bind
-		if err := b.Decode(body); err != nil {
+		if err := b.Decode(body); err != nil && len(body) > 0 {
 			return s.broken(cmd, id, CodeHandler)
 		}
 		return s.unbind(&b, id, ev)
@@ -358,6 +359,10 @@ func (s *Session) repeated(id int32, ev *wire.Event) error {
 // ask asks the owner to call Open.
 func (s *Session) ask(p *Packet, ev *wire.Event) error {
 	if s.state == open { // a fast connect would change the keys under what is being sent
+		if s.resumed && p.ID == s.request.ID { // the one that opened the session, sent again: some clients do after a second
+			ev.Kind, ev.Reply = wire.Reply, s.resumedOK(p.ID)
+			return nil
+		}
 		return s.failed(p.ID, CodeExpired, func(reply []byte) { ev.Kind, ev.Reply = wire.Reply, reply })
 	}
 	s.state = opening
@@ -535,8 +540,13 @@ func (s *Session) fastConnect(p *Packet, now time.Time) (o Opened, err error) {
 	s.encrypted = !r.Plain
 	s.device = Device{ID: f.DeviceID, OS: r.OSName, OSVersion: r.OSVersion, Version: r.ClientVersion, Heartbeat: s.cfg.heartbeat(f.MaxHeartbeat)}
 	s.opened()
+	s.resumed, s.request.ID = true, p.ID
+	return Opened{OK: true, Reply: s.resumedOK(p.ID)}, nil
+}
+
+func (s *Session) resumedOK(id int32) []byte {
 	ok := FastConnectOK{Heartbeat: int32(s.device.Heartbeat.Milliseconds())}
-	return Opened{OK: true, Reply: s.append(nil, CmdFastConnect, 0, p.ID, ok.Append(nil))}, nil
+	return s.append(nil, CmdFastConnect, 0, id, ok.Append(nil))
 }
 
 // bind reads a BIND: a login.

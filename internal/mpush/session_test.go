@@ -3,11 +3,9 @@ package mpush
 import (
 	"bytes"
 	"encoding/binary"
-
 	"fmt"
 	"hash/crc32"
 	"math"
-
 	"slices"
 	"strings"
 	"sync"
@@ -101,7 +99,7 @@ func eachPackets(t *testing.T, cfg *Config, f func(t *testing.T, p *peer)) {
 	})
 }
 
-// masked is a client's frame, final unless op has its lowest bit of 0x80 set.
+// masked is a client's frame, a final one.
 func masked(op ws.Opcode, payload []byte) []byte { return maskedWith(op, 0x37fa213d, payload) }
 
 func maskedWith(op ws.Opcode, key uint32, payload []byte) []byte {
@@ -188,7 +186,7 @@ func (p *peer) bound() *peer {
 	return p.forget()
 }
 
-// resumed opens a session by the token of another.
+// resume opens a session by the token of another.
 func (p *peer) resume(token, device string, id int32) *peer {
 	p.send(AppendPacket(nil, CmdFastConnect, 0, id, (&FastConnect{token, device, 240000, 240000}).Append(nil)))
 	return p
@@ -563,6 +561,7 @@ func TestEveryCommandInEveryState(t *testing.T) {
 			unsupported := []string{failure(false, cmd, id, 101, "unsupported command"), "CLOSED 1002"}
 			handler := []string{handlerFailed(cmd, id), "CLOSED 1002"}
 			notShaken := []string{failure(false, cmd, id, 0, "not handshake"), "CLOSED 1008"}
+			param := []string{failure(false, cmd, id, 0, "invalid param"), "CLOSED 1008"}
 			switch {
 			case !slices.Contains(known, cmd):
 				wants("empty", empty, unsupported...)
@@ -602,10 +601,10 @@ func TestEveryCommandInEveryState(t *testing.T) {
 				var ok string
 				switch cmd {
 				case CmdBind:
-					wants("empty", empty, handler...)
+					wants("empty", empty, param...)
 					ok = `LOGIN 9 "u1" "" []`
 				case CmdUnbind:
-					wants("empty", empty, handler...)
+					wants("empty", empty, param...)
 					ok = "LOGOUT 9"
 				case CmdPush:
 					wants("empty", empty, `MESSAGE 9 false ""`)
@@ -642,11 +641,12 @@ func TestEveryFailedHandshakeIsAnsweredAlike(t *testing.T) {
 	flipped[40] ^= 1
 	raised := bytes.Repeat([]byte{0xFF}, 128)
 	bomb := deflated(make([]byte, 1<<20))
-	tests := map[string]struct {
+	type attempt struct {
 		flags Flags
 		body  []byte
 		plain bool // on a connection that takes plain handshakes
-	}{
+	}
+	tests := map[string]attempt{
 		"no body":                 {FlagCrypto, nil, false},
 		"no body and no flag":     {0, nil, false},
 		"a flipped bit":           {FlagCrypto, flipped, false},
@@ -674,23 +674,18 @@ func TestEveryFailedHandshakeIsAnsweredAlike(t *testing.T) {
 		"the oldest timestamp":    {FlagCrypto, field(func(h *Handshake) { h.Timestamp = math.MinInt64 }), false},
 		"compressed garbage":      {FlagCrypto | FlagCompress, good, false},
 		"a bomb":                  {FlagCrypto | FlagCompress, encrypted(t, bomb[:900]), false},
-		"plain":                   {0, body, false},
-		"plain and compressed":    {FlagCompress, deflated(body), true},
-		"plain garbage":           {0, make([]byte, 50), true},
-		"plain with no key":       {0, (&Handshake{DeviceID: "d", IV: make([]byte, 16)}).Append(nil), true},
-		"a JSON flag":             {FlagCrypto | FlagJSON, good, false},
+		"over what it may inflate to": {FlagCrypto | FlagCompress, encrypted(t, deflated((&Handshake{
+			DeviceID: "dev", OSName: strings.Repeat("x", 20000), IV: make([]byte, 16), ClientKey: make([]byte, 16),
+		}).Append(nil))), false},
+		"plain":                {0, body, false},
+		"plain and compressed": {FlagCompress, deflated(body), true},
+		"plain garbage":        {0, make([]byte, 50), true},
+		"plain with no key":    {0, (&Handshake{DeviceID: "d", IV: make([]byte, 16)}).Append(nil), true},
+		"a JSON flag":          {FlagCrypto | FlagJSON, good, false},
 	}
 	for _, size := range []int{0, 1, 8, 15, 17, 24, 32} {
-		tests[fmt.Sprintf("a key of %d", size)] = struct {
-			flags Flags
-			body  []byte
-			plain bool
-		}{FlagCrypto, field(func(h *Handshake) { h.ClientKey = make([]byte, size) }), false}
-		tests[fmt.Sprintf("an iv of %d", size)] = struct {
-			flags Flags
-			body  []byte
-			plain bool
-		}{FlagCrypto, field(func(h *Handshake) { h.IV = make([]byte, size) }), false}
+		tests[fmt.Sprintf("a key of %d", size)] = attempt{FlagCrypto, field(func(h *Handshake) { h.ClientKey = make([]byte, size) }), false}
+		tests[fmt.Sprintf("an iv of %d", size)] = attempt{FlagCrypto, field(func(h *Handshake) { h.IV = make([]byte, size) }), false}
 	}
 	for _, overWS := range []bool{false, true} {
 		var first []byte
@@ -1738,11 +1733,7 @@ func TestAnswers(t *testing.T) {
 		p.hear(p.s.LoggedOut(nil, 1<<32-7))
 		p.hear(p.s.BindFailed(nil, 8, ""))
 		p.hear(p.s.BindFailed(nil, 9, "come back \"later\""))
-		if p.json {
-			p.hear(p.s.Answer(nil, 10, wire.Value{JSON: []byte("1")}, ""))
-		} else {
-			p.hear(p.s.Answer(nil, 10, wire.Value{JSON: []byte("1")}, ""))
-		}
+		p.hear(p.s.Answer(nil, 10, wire.Value{JSON: []byte("1")}, ""))
 		ack := "ACK flags=0 sid=10 {}"
 		if p.json {
 			ack = `{"bodyLength":0,"cmd":23,"flags":16,"sessionId":10}`
@@ -2031,4 +2022,19 @@ func TestACompressedFastConnectIsAFastConnect(t *testing.T) {
 			t.Fatal(name)
 		}
 	}
+}
+
+// Some clients send a fast connect again when they wait for a second; what
+// opened the session is answered as it was, and nothing changes.
+func TestAFastConnectThatIsSentAgainIsAnsweredAgain(t *testing.T) {
+	of := newPeer(t, aConfig(), false, true).open()
+	p := newPeer(t, aConfig(), false, true)
+	again := AppendPacket(nil, CmdFastConnect, 0, 1, (&FastConnect{of.token, "dev", 1, 1}).Append(nil))
+	for range 5 {
+		p.send(again)
+		p.want("FAST_CONNECT flags=0 sid=1 {'heartbeat': 180000}")
+	}
+	other := AppendPacket(nil, CmdFastConnect, 0, 2, (&FastConnect{of.token, "dev", 1, 1}).Append(nil))
+	p.send(other)
+	p.want("ERROR flags=0 sid=2 {'cmd': 7, 'code': 103, 'reason': 'session expired', 'data': ''}")
 }
