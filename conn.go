@@ -1372,8 +1372,11 @@ func (t *transport) handle(ev *wire.Event) {
 	t.owes = t.rate.Take(t.messageRate(), time.Now()) > 0
 }
 
+// enoughToRead is how many queued bytes are sign of life enough for a device.
+const enoughToRead = 1 << 10
+
 // pinged answers a heartbeat. A device that sends more than one a second is
-// not answered each, nor is one that has other bytes to read first.
+// not answered each, nor is one that has much to read first.
 func (t *transport) pinged(reply []byte) {
 	now := time.Now()
 	allowed := pingRate
@@ -1382,7 +1385,7 @@ func (t *transport) pinged(reply []byte) {
 		if d.beats.Take(beatRate, now) > 0 {
 			t.e.stats.limit(limitedPings)
 			reply = nil
-		} else if n, _ := t.nc.Queued(); n > 0 {
+		} else if n, _ := t.nc.Queued(); n > enoughToRead {
 			reply = nil
 		}
 	}

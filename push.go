@@ -637,7 +637,7 @@ func (e *Engine) setMPush() (err error) {
 	}
 	if m.Advertise != "" {
 		host, port, err := net.SplitHostPort(m.Advertise)
-		if n, _ := strconv.ParseUint(port, 10, 16); err != nil || host == "" || n == 0 || strings.ContainsAny(m.Advertise, ", \t\r\n[") {
+		if n, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil || host == "" || n == 0 || strings.ContainsAny(m.Advertise, ", \t\r\n[") {
 			return fmt.Errorf("push: MPush.Advertise is %q, want host:port with an IPv4 address or a name", m.Advertise)
 		}
 	}

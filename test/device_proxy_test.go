@@ -205,7 +205,7 @@ func TestAFifthRequestAtATimeIsTurnedAway(t *testing.T) {
 		d.wantPush("1")
 		d.push("x", mpush.FlagAutoAck)
 		d.wantAck()
-		d.wantBeat()
+		d.wantABeat()
 		id := other.asksProxy(&mpush.ProxyRequest{URI: "http://shop.example/other"})
 		<-arrived
 		free()

@@ -884,6 +884,19 @@ func (d *device) wantBeat() {
 	d.waitFor("a heartbeat", func() bool { return len(d.beats) > before })
 }
 
+// wantABeat sends heartbeats until one comes back: one that meets other bytes
+// on their way may not. It is for sockets.
+func (d *device) wantABeat() {
+	d.t.Helper()
+	before, tries := d.beaten(), 0
+	settles(d.t, "a heartbeat comes back", func() bool {
+		if tries++; tries%100 == 1 {
+			d.beat()
+		}
+		return d.beaten() > before
+	})
+}
+
 // beaten is how many heartbeats came.
 func (d *device) beaten() int {
 	d.mu.Lock()

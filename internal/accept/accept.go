@@ -5,7 +5,6 @@ package accept
 import (
 	"errors"
 	"net"
-	"slices"
 	"sync"
 	"time"
 )
@@ -13,35 +12,39 @@ import (
 // Set is the listeners that are served. The zero Set is ready.
 type Set struct {
 	mu   sync.Mutex
-	all  []net.Listener // guarded by mu
-	over bool           // guarded by mu: there is no more serving
+	all  map[*served]bool // guarded by mu
+	over bool             // guarded by mu: there is no more serving
 }
+
+// served is a listener, which itself may be of a type that cannot be compared.
+type served struct{ net.Listener }
 
 // Close closes every listener, and every one that comes later.
 func (s *Set) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.over = true
-	for _, l := range s.all {
+	for l := range s.all {
 		l.Close()
 	}
 }
 
-func (s *Set) enter(l net.Listener) bool {
+func (s *Set) enter(l *served) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = make(map[*served]bool)
+	}
 	if !s.over {
-		s.all = append(s.all, l)
+		s.all[l] = true
 	}
 	return !s.over
 }
 
-func (s *Set) leave(l net.Listener) (over bool) {
+func (s *Set) leave(l *served) (over bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := slices.Index(s.all, l); i >= 0 {
-		s.all = slices.Delete(s.all, i, i+1)
-	}
+	delete(s.all, l)
 	return s.over
 }
 
@@ -58,11 +61,12 @@ const (
 // an error of that ends it too. nil: the Set was closed.
 func (s *Set) Serve(l net.Listener, ready func() error, pause func(err error, d time.Duration) error, take func(net.Conn)) error {
 	defer l.Close()
-	if !s.enter(l) {
+	here := &served{l}
+	if !s.enter(here) {
 		return nil
 	}
 	err := serve(l, ready, pause, take)
-	if s.leave(l) {
+	if s.leave(here) {
 		return nil
 	}
 	return err
