@@ -1963,7 +1963,7 @@ func TestABindThatIsRepeatedWhileTheGateThinksIsOne(t *testing.T) {
 			time.Sleep(time.Second)
 			d.wantBeat()
 		}
-		d.wantOpen(begin.Add(3 * time.Second).Sub(time.Now()))
+		d.wantOpen(time.Until(begin.Add(3 * time.Second)))
 		d.raw(ask)
 		p := d.wantOK(mpush.CmdBind, "bind success")
 		if after := p.at.Sub(begin); after != 4*time.Second {
