@@ -214,7 +214,9 @@ type Conn struct {
 	rooms   int16              // guarded by mu: how many of members are rooms
 	sealed  bool               // not guarded, static: its session makes bytes of its own of every push
 	parted  bool               // not guarded, owned by the lane: OnDisconnect ran
-	out     int32              // guarded by mu: of acks, those written through the window
+	oking   bool               // guarded by mu: the OK to its BIND is not sent yet
+	kickDue bool               // guarded by mu: and it was replaced meanwhile
+	out     int16              // guarded by mu: of acks, those written through the window
 	members *member            // guarded by mu: where it is
 	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
 	held    *held              // guarded by mu: while holding
@@ -351,10 +353,33 @@ func (c *Conn) Bind(ctx context.Context, userID string) error {
 func (c *Conn) Unbind() {
 	c.flushed()
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	old := c.who.Load()
 	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, osVersion: old.osVersion, tags: old.tags}})
 	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll || c.dialect.device() })
+	dropped := c.dropLocked()
+	c.mu.Unlock()
+	dropped()
+}
+
+// dropLocked takes out what is held of a device that is another user's from
+// now on, or nobody's: it was for the one before. What it returns settles
+// that, without the lock.
+func (c *Conn) dropLocked() (settle func()) {
+	if c.held == nil || !c.dialect.device() {
+		return func() {}
+	}
+	var waits []ackWait
+	for _, p := range c.emptyLocked(c.held) {
+		if w, ok := c.acks[p.ack]; ok {
+			delete(c.acks, p.ack)
+			waits = append(waits, w)
+		}
+	}
+	return func() {
+		for _, w := range waits {
+			w.flight.settle(int(w.index), Offline, nil)
+		}
+	}
 }
 
 // Join puts the connection into rooms. Errors: ErrClosed, ErrLimit (256 rooms
@@ -457,18 +482,21 @@ func (c *Conn) flushed() { c.t.e.shards[c.shard].flush(context.Background()) }
 // bind makes the connection who's and puts it into rooms. Whom it replaces is
 // closed.
 func (c *Conn) bind(who *identity, rooms []string) error {
-	replaced, err := c.bindLocked(who, rooms)
+	replaced, dropped, err := c.bindLocked(who, rooms)
+	if dropped != nil {
+		dropped()
+	}
 	for _, old := range replaced {
 		old.t.replaced(old, who)
 	}
 	return err
 }
 
-func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err error) {
+func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, dropped func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
-		return nil, ErrClosed
+		return nil, nil, ErrClosed
 	}
 	e, old := c.t.e, c.who.Load()
 	key := placeKey{kindUser, who.user}
@@ -483,10 +511,13 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err 
 		var m *member
 		if who.user != "" {
 			if m, err = e.places.add(c, key, admit); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		}
 		c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
+		if old.user != "" {
+			dropped = c.dropLocked()
+		}
 		if m != nil {
 			m.next, c.members = c.members, m
 			if old.user == "" && c.dialect.device() {
@@ -495,16 +526,16 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, err 
 		}
 	case who.class != old.class:
 		if err = e.places.ask(key, admit); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	c.who.Store(who)
 	for _, room := range rooms {
 		if _, err := c.joinLocked(room); err != nil {
-			return replaced, err
+			return replaced, dropped, err
 		}
 	}
-	return replaced, nil
+	return replaced, dropped, nil
 }
 
 // makeRoom is asked before c joins its user's place pl, under its stripe's
@@ -680,7 +711,7 @@ func (c *Conn) windowLocked(ack uint32, size int) bool {
 	w, waits := c.acks[ack]
 	switch {
 	case !waits || w.out: // given up meanwhile
-	case c.out >= int32(window), c.out > 0 && !c.fits(size):
+	case c.out >= int16(window), c.out > 0 && !c.fits(size):
 		return false
 	default:
 		w.out = true
@@ -921,7 +952,7 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 		for _, p := range waiting {
 			if flush && p.ack != 0 && c.dialect.device() && window > 0 {
 				out++
-				flush = out <= int32(window)
+				flush = out <= int16(window)
 			}
 			if flush && c.nc.Write(p.frame) == nil {
 				continue
@@ -970,7 +1001,7 @@ type transport struct {
 	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
 	counted  bool          // static: its address is, by e.addrs
 	broken   bool          // owned by Data: the peer broke the protocol, nothing of it is read any more
-	owes     bool          // owned by Data: a message that rate has not paid for yet
+	owes     uint8         // owned by Data: messages that rate has not paid for yet; one of a device counts for each 8 KiB that it became
 	stalled  atomic.Bool   // reading stopped because the lane is full
 	rate     rate.Bucket   // owned by Data: of messages
 	pings    rate.Bucket   // owned by Data
@@ -1227,6 +1258,12 @@ func (t *transport) Data(b []byte) int {
 		*ev = wire.Event{}
 		events.Put(ev)
 	}()
+	if d := t.device.Load(); d != nil && t.ending() && !d.opening.Load() {
+		if !d.ws {
+			return len(b)
+		}
+		d.session.Deafen() // but for its goodbye
+	}
 	if t.broken {
 		return len(b)
 	}
@@ -1279,13 +1316,12 @@ func (t *transport) full() bool {
 			d.debt = false
 		}
 	}
-	if t.owes {
+	for ; t.owes > 0; t.owes-- {
 		if wait := t.rate.Take(t.messageRate(), time.Now()); wait > 0 {
 			t.e.stats.limit(limitedMessageRate)
 			time.AfterFunc(wait, t.nc.Resume)
 			return true
 		}
-		t.owes = false
 	}
 	limit := t.inbox()
 	if total := int64(t.e.cfg.Limits.TotalQueueBytes); total > 0 && t.e.inboxes.Load() > total {
@@ -1337,9 +1373,7 @@ func (t *transport) handle(ev *wire.Event) {
 		t.e.stats.strayAcks.Add(1)
 	case wire.Login:
 		if d := t.device.Load(); d != nil {
-			if !t.askBind(d, ev) {
-				return
-			}
+			t.askBind(d, ev)
 			break
 		}
 		claim := ev.Login
@@ -1369,7 +1403,12 @@ func (t *transport) handle(ev *wire.Event) {
 	default:
 		t.e.stats.ignored.Add(1)
 	}
-	t.owes = t.rate.Take(t.messageRate(), time.Now()) > 0
+	if t.rate.Take(t.messageRate(), time.Now()) > 0 {
+		t.owes = 1
+	}
+	if t.device.Load() != nil {
+		t.owes += uint8(min(len(ev.Data.Bytes)/(8<<10), 200))
+	}
 }
 
 // enoughToRead is how many queued bytes are sign of life enough for a device.
@@ -1574,7 +1613,7 @@ func (t *transport) open(d *device, heavy bool) {
 // unpend counts a device out of those whose session is not open.
 func (e *Engine) unpend(d *device) {
 	if !d.counted.Swap(true) {
-		e.stats.pending.Add(-1)
+		e.stats.unopened.Add(-1)
 		e.left()
 	}
 }
@@ -1584,7 +1623,7 @@ func (e *Engine) unpend(d *device) {
 func (t *transport) turn(ev *wire.Event) {
 	first := bytes.Clone(ev.Data.JSON)
 	d := &device{session: mpush.NewJSON(&t.e.mpush), began: time.Now(), ws: true}
-	if !t.e.pend() {
+	if !t.e.pend(&t.e.stats.unopened) {
 		t.e.stats.refused(refusedMaxPending)
 		t.shut(ReasonRefused, wire.TryLater, "too many logins at once", false)
 		return
@@ -1606,18 +1645,17 @@ func (t *transport) turn(ev *wire.Event) {
 }
 
 // askBind has a BIND asked about, on the lane. The same once more while it is
-// is no second login: then it reports false.
-func (t *transport) askBind(d *device, ev *wire.Event) bool {
+// is no second login.
+func (t *transport) askBind(d *device, ev *wire.Event) {
 	claim := ev.Login
 	if b := d.bind.Load(); b != nil && b.id == ev.ID &&
 		b.claim.User == claim.User && b.claim.Token == claim.Token && slices.Equal(b.claim.Tags, claim.Tags) {
-		return false
+		return
 	}
 	b := &bindRequest{ev.ID, claim, time.Now()}
 	d.bind.Store(b)
 	d.debt = d.binds.Take(bindRate, b.at) > 0
 	t.lane.Put(len(claim.User)+len(claim.Token), func() { t.bind(d, b) }, t)
-	return true
 }
 
 // bind is the login of a device. It runs on the lane.
@@ -1652,6 +1690,7 @@ func (t *transport) bind(d *device, b *bindRequest) {
 			was := c.UserID()
 			left = was != "" && was != who.user
 		}
+		c.answering(true)
 		if err = c.bind(who, l.Rooms); err != nil && fresh {
 			c.end(ReasonRefused, false)
 		}
@@ -1662,6 +1701,9 @@ func (t *transport) bind(d *device, b *bindRequest) {
 		return
 	}
 	t.send(d.session.LoggedIn(nil, b.id, who.user, "", left))
+	if c.answering(false) {
+		t.send(c.kickNote(d))
+	}
 	d.bind.CompareAndSwap(b, nil)
 	switch {
 	case !fresh:
@@ -1733,7 +1775,9 @@ func (t *transport) replaced(old *Conn, by *identity) {
 	if device := old.who.Load().device; device != "" && device == by.device {
 		return
 	}
-	t.send(old.kickNote(d))
+	if !old.deferKick() {
+		t.send(old.kickNote(d))
+	}
 	if t.e.cfg.MPush.CloseKicked {
 		time.AfterFunc(deviceWait, func() {
 			if t.conn.Load() == old { // it has not bound anew
@@ -1934,6 +1978,25 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 	return true
 }
 
+// answering notes that the OK to a BIND is about to be sent, or was: then it
+// tells whether KICK is due behind it. A device that hears them the other way
+// round takes itself for bound.
+func (c *Conn) answering(yes bool) (kick bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kick = c.kickDue && !yes
+	c.oking, c.kickDue = yes, c.kickDue && yes
+	return kick
+}
+
+// deferKick leaves KICK to whoever is about to answer the BIND, if anybody is.
+func (c *Conn) deferKick() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kickDue = c.oking
+	return c.oking
+}
+
 // kickNote is the KICK that tells a device of its own end.
 func (c *Conn) kickNote(d *device) []byte {
 	who := c.who.Load()
@@ -2052,7 +2115,7 @@ func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in 
 // authenticatePending is authenticate for an upgrade: of those there may be
 // only so many at once.
 func (e *Engine) authenticatePending(ctx context.Context, l *Login) (*identity, error) {
-	if !e.pend() {
+	if !e.pend(&e.stats.pending) {
 		return nil, errMaxPending
 	}
 	defer e.stats.pending.Add(-1)
@@ -2060,10 +2123,10 @@ func (e *Engine) authenticatePending(ctx context.Context, l *Login) (*identity, 
 }
 
 // pend counts in a connection whose login is undecided, unless there are too
-// many.
-func (e *Engine) pend() bool {
-	if n := e.stats.pending.Add(1); e.cfg.Limits.MaxPending > 0 && n > int64(e.cfg.Limits.MaxPending) {
-		e.stats.pending.Add(-1)
+// many. Pages and devices do not keep each other out.
+func (e *Engine) pend(n *atomic.Int64) bool {
+	if now := n.Add(1); e.cfg.Limits.MaxPending > 0 && now > int64(e.cfg.Limits.MaxPending) {
+		n.Add(-1)
 		return false
 	}
 	return true
@@ -2234,12 +2297,12 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	named := upgrade.Negotiate(r, subprotocols)
 	d := dialect(max(named, int(dialectJSON)))
 	if d == dialectMPush { // who it is, it says in its BIND
-		if !e.pend() {
+		if !e.pend(&e.stats.unopened) {
 			return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
 		}
 		nc, unable := upgrade.Do(w, r, protocols[d])
 		if unable != nil {
-			e.stats.pending.Add(-1)
+			e.stats.unopened.Add(-1)
 			return refuse(unableWhy(unable), unable)
 		}
 		kept = true
@@ -2408,7 +2471,7 @@ func (e *Engine) Serve(l net.Listener) error {
 func (e *Engine) roomForDevice() error {
 	limits := &e.cfg.Limits
 	for waited := false; limits.MaxConns > 0 && e.live.Len() >= limits.MaxConns ||
-		limits.MaxPending > 0 && e.stats.pending.Load() >= int64(limits.MaxPending); waited = true {
+		limits.MaxPending > 0 && e.stats.unopened.Load() >= int64(limits.MaxPending); waited = true {
 		if !waited {
 			e.stats.limit(limitedAccept)
 		}
@@ -2467,7 +2530,7 @@ func (e *Engine) accept(nc net.Conn) {
 		e.unread.hold(e.driver.Add(nc, &dismissed{e: e}), e.cfg.MPush.RefuseDelay+deviceWait)
 		return
 	}
-	e.stats.pending.Add(1)
+	e.stats.unopened.Add(1)
 	e.startDevice(nc, remote, counted, secure || e.mpush.Key == nil || e.cfg.MPush.AllowPlain, false)
 }
 

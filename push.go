@@ -192,7 +192,8 @@ type MPush struct {
 
 	// Window is how many pushes a device may have unanswered that want an
 	// answer; the others wait, and what is pushed later behind them. The
-	// clients in the field lose what comes faster. 0: 50; -1: no limit.
+	// clients in the field lose what comes faster. 0: 50; -1: no limit; at
+	// most 32 767.
 	Window int
 
 	// CompressOver is the size in bytes over which a push's content, or an
@@ -255,7 +256,7 @@ type Proxy struct {
 // limit, and what a limit turns away is counted in [Stats].
 type Limits struct {
 	MaxConns        int // connections; 503, and mpush devices wait to be accepted. 0: three quarters of the process's descriptors
-	MaxPending      int // upgrades whose login is undecided, and mpush devices without a session; as MaxConns. 0: 4 096
+	MaxPending      int // upgrades whose login is undecided, and as many mpush devices without a session; as MaxConns. 0: 4 096
 	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429, mpush as a login. 0: 64
 	MaxConnsPerAddr int // connections of one whole address, loopback not counted; 429, mpush closed after 5 s unread. 0: none
 
@@ -625,7 +626,7 @@ func (e *Engine) setMPush() (err error) {
 	m.MaxHeartbeat = cmp.Or(m.MaxHeartbeat, max(m.MinHeartbeat, 3*time.Minute))
 	m.SessionTTL = cmp.Or(m.SessionTTL, 24*time.Hour)
 	m.RefuseDelay = cmp.Or(m.RefuseDelay, 2*time.Second)
-	m.Window = cmp.Or(m.Window, 50)
+	m.Window = min(cmp.Or(m.Window, 50), 1<<15-1)
 	m.CompressOver = cmp.Or(m.CompressOver, 10240)
 	switch {
 	case m.MinHeartbeat < 10*time.Second || m.MaxHeartbeat > 4*time.Minute || m.MinHeartbeat > m.MaxHeartbeat:
@@ -1860,7 +1861,7 @@ func reasonIndex(why Reason) uint8 { return uint8(slices.Index(reasons[:], why))
 
 // counters are what Stats tells.
 type counters struct {
-	pending                                              atomic.Int64
+	pending, unopened                                    atomic.Int64           // logins of upgrades; mpush devices without a session
 	dialects                                             [dialects]atomic.Int64 // connections that speak each
 	accepted, pushes, tooLarge, strayAcks                atomic.Uint64
 	received, unhandled, discarded, undecodable, ignored atomic.Uint64
@@ -1886,7 +1887,7 @@ func (s *counters) delivered(status Status, n int) {
 func (e *Engine) Stats() Stats {
 	c := &e.stats
 	s := Stats{
-		Sockets: e.live.Len(), Pending: int(c.pending.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
+		Sockets: e.live.Len(), Pending: int(c.pending.Load() + c.unopened.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Detached: c.detached.Load(), Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),

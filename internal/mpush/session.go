@@ -39,7 +39,9 @@ const (
 	maxDevice   = 128
 	maxClaim    = 256 // osName, osVersion, clientVersion: cut
 	maxUser     = 256
-	maxTags     = 32 // of a bind; one more is passed on, for its owner to refuse
+	maxTags     = 32       // of a bind; one more is passed on, for its owner to refuse
+	maxToken    = 4 << 10  // its data; one byte more, the same
+	maxBind     = 16 << 10 // all of it, inflated
 	maxInflated = 256 << 10
 	maxBlunders = 3               // of one kind on one connection; the third closes it
 	maxSkew     = 5 * time.Minute // a handshake's timestamp, if it has one
@@ -62,6 +64,7 @@ type Session struct {
 	state    state
 	request  Packet // of the Open event; of the one that opened the session its id is kept
 	resumed  bool   // a fast connect opened it
+	deaf     bool   // of WebSocket messages
 	repeats  int    // handshakes on an open session
 	failures int    // fast connects
 	bound    bool   // a BIND came: sealed is static
@@ -153,7 +156,9 @@ func (s *Session) Feed(in []byte, ev *wire.Event) (n int, err error) {
 // between any two events, has bytes to come back with.
 func (s *Session) feedMessages(in []byte, ev *wire.Event) (n int, err error) {
 	if len(s.rest) > 0 {
-		if err := s.unpack(ev); err != nil {
+		if s.deaf {
+			s.rest = nil
+		} else if err := s.unpack(ev); err != nil {
 			return 0, err
 		}
 		if len(s.rest) > 0 {
@@ -170,6 +175,9 @@ func (s *Session) feedMessages(in []byte, ev *wire.Event) (n int, err error) {
 			return n, err
 		}
 		if m.Op == ws.Text || m.Op == ws.Binary {
+			if s.deaf {
+				continue
+			}
 			if s.form == Undecided {
 				if s.form = Packets; m.Op == ws.Text {
 					s.form = JSON
@@ -295,7 +303,7 @@ func (s *Session) packet(p *Packet, ev *wire.Event) error {
 		if err := b.Decode(body); err != nil && len(body) > 0 {
 			return s.broken(cmd, id, CodeHandler)
 		}
-		if !s.bound {
+		if !s.bound { // section 5
 			s.bound = true
 			s.sealed = s.encrypted || p.Flags&FlagCrypto != 0 // a client hears what it speaks
 		}
@@ -334,7 +342,11 @@ func (s *Session) body(p *Packet) (body []byte, err error) {
 		return nil, ErrBody
 	}
 	if p.Flags&FlagCompress != 0 {
-		body, err = Inflate(body, s.inflated())
+		limit := s.inflated()
+		if !s.bound || p.Cmd == CmdBind || p.Cmd == CmdUnbind {
+			limit = min(limit, maxBind) // nobody pays for more yet
+		}
+		body, err = Inflate(body, limit)
 	}
 	return body, err
 }
@@ -416,6 +428,10 @@ func (s *Session) Open(now time.Time) (Opened, error) {
 	// of the padding (RFC 8017 section 7.2.2, note).
 	return Opened{Slow: true}, s.broken(CmdHandshake, p.ID, CodeHandler)
 }
+
+// Deafen has Feed read no packets any more, only the control frames of a
+// WebSocket. It is called where Feed is.
+func (s *Session) Deafen() { s.deaf = true }
 
 // Discard forgets the request of an Open event, instead of answering it.
 func (s *Session) Discard() {
@@ -555,13 +571,13 @@ func (s *Session) bind(b *Bind, id int32, ev *wire.Event) error {
 		return s.refused(CmdBind, id, textParam)
 	}
 	ev.Kind, ev.ID = wire.Login, uint64(uint32(id))
-	ev.Login = &wire.LoginClaim{User: b.UserID, Token: b.Data}
+	ev.Login = &wire.LoginClaim{User: b.UserID, Token: strings.Clone(b.Data[:min(len(b.Data), maxToken+1)])}
 	for tag := range strings.SplitSeq(b.Tags, ",") {
 		if len(ev.Login.Tags) > maxTags {
 			break // one too many already
 		}
 		if tag = strings.TrimSpace(tag); tag != "" && !slices.Contains(ev.Login.Tags, tag) {
-			ev.Login.Tags = append(ev.Login.Tags, tag)
+			ev.Login.Tags = append(ev.Login.Tags, strings.Clone(tag))
 		}
 	}
 	return nil
