@@ -1811,6 +1811,12 @@ func TestOfDevicesThatBindAtOnceOneStays(t *testing.T) {
 					d.waitFor("KICK", func() bool {
 						return slices.ContainsFunc(d.got, func(p packet) bool { return p.cmd == mpush.CmdKick })
 					})
+					d.mu.Lock()
+					ok := slices.IndexFunc(d.got, func(p packet) bool { return p.cmd == mpush.CmdOK })
+					if kick := slices.IndexFunc(d.got, func(p packet) bool { return p.cmd == mpush.CmdKick }); kick < ok {
+						t.Errorf("%s hears KICK before its OK, and takes itself for bound", d.is.DeviceID)
+					}
+					d.mu.Unlock()
 				}
 			}
 			r, err := w.PushToUser(t.Context(), "alice", push.Message{Data: "x", Ack: push.AutoAck})
@@ -2079,5 +2085,58 @@ func TestAPanickingGateEndsItsDeviceQuietly(t *testing.T) {
 			t.Errorf("%d closed, %d panics", s.Closed[push.ReasonPanic], s.Panics)
 		}
 		other.wantNothing()
+	})
+}
+
+// TestWhatWasHeldForAUserEndsWithItsLogin: the next user of a shared device, or
+// nobody, is not shown it.
+func TestWhatWasHeldForAUserEndsWithItsLogin(t *testing.T) {
+	overDoors(t, func(t *testing.T, door door) {
+		for _, logsOut := range []bool{true, false} {
+			w := door.world(t, push.Config{})
+			d := w.binds("alice")
+			d.onAck(func(*device, packet) {})
+			var receipts []push.Receipt
+			var mu sync.Mutex
+			for i := range 61 {
+				m := push.Message{Data: i, Ack: push.BizAck}
+				if i == 60 {
+					m.Ack = push.NoAck
+				}
+				go func() {
+					r, _ := w.PushToUser(context.Background(), "alice", m)
+					mu.Lock()
+					defer mu.Unlock()
+					receipts = append(receipts, r)
+				}()
+				synctest.Wait()
+			}
+			first := d.taken()
+			if len(first) != 50 {
+				t.Fatalf("%d pushes came, want the window's 50", len(first))
+			}
+			if logsOut {
+				d.unbind("alice")
+				d.bind("bob")
+			} else {
+				d.asksToBind("bob")
+				d.wantOK(mpush.CmdBind, "unbind success")
+				d.wantOK(mpush.CmdBind, "bind success")
+			}
+			for _, p := range first {
+				d.ack(p.id)
+			}
+			synctest.Wait()
+			d.wantNothing()
+			became := make(map[push.Status]int)
+			for _, r := range receipts {
+				became[r.Deliveries[0].Status]++
+			}
+			if became[push.Acked] != 50 || became[push.Offline] != 10 || became[push.Sent] != 1 {
+				t.Errorf("alice's pushes became %v, want 50 acked and 10 that nobody took", became)
+			}
+			w.PushToUser(t.Context(), "bob", push.Message{Data: "bob's"})
+			d.wantPush(`"bob's"`)
+		}
 	})
 }
