@@ -8,11 +8,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
 
 const (
+	maxAddrs     = 16              // of an allocator's answer
 	allocTimeout = 3 * time.Second // as in the original
 	maxAlloc     = 64 << 10        // bytes of an allocator's answer
 )
@@ -20,22 +22,7 @@ const (
 // servers are the addresses to try: the first of left is the current one.
 type servers struct {
 	cfg  *Config
-	http http.Client
 	left []string
-}
-
-func newServers(cfg *Config) servers {
-	s := servers{cfg: cfg}
-	if cfg.Allocator != "" {
-		s.http = http.Client{
-			Timeout: allocTimeout,
-			Transport: &http.Transport{
-				Proxy: http.ProxyFromEnvironment, DialContext: cfg.Dial, TLSClientConfig: cfg.TLS.Clone(),
-				DisableKeepAlives: true, MaxResponseHeaderBytes: maxAlloc,
-			},
-		}
-	}
-	return s
 }
 
 // next is the address to try now. When all have been dropped the list is made
@@ -67,12 +54,28 @@ func (s *servers) drop() bool {
 }
 
 func (s *servers) ask(ctx context.Context) ([]string, error) {
+	ctx, stop := context.WithTimeout(ctx, allocTimeout)
+	defer stop()
+	web := http.Client{Transport: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, TLSClientConfig: s.cfg.TLS.Clone(),
+		DisableKeepAlives: true, MaxResponseHeaderBytes: maxAlloc,
+		DialContext: func(_ context.Context, network, addr string) (net.Conn, error) { // its context would outlive ours
+			nc, err := s.cfg.Dial(ctx, network, addr)
+			if err == nil {
+				context.AfterFunc(ctx, func() { nc.Close() })
+			}
+			return nc, err
+		},
+	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.cfg.Allocator, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.http.Do(req)
+	resp, err := web.Do(req)
 	if err != nil {
+		if ue := (*url.Error)(nil); errors.As(err, &ue) {
+			err = ue.Err // without the URL, which may have a secret in it
+		}
 		return nil, err
 	}
 	defer resp.Body.Close()
@@ -88,7 +91,7 @@ func (s *servers) ask(ctx context.Context) ([]string, error) {
 	}
 	var addrs []string
 	for addr := range strings.SplitSeq(string(text), ",") {
-		if addr = strings.TrimSpace(addr); checkHostPort(addr) == nil {
+		if addr = strings.TrimSpace(addr); checkHostPort(addr) == nil && len(addrs) < maxAddrs && !slices.Contains(addrs, addr) {
 			addrs = append(addrs, addr)
 		}
 	}
@@ -112,6 +115,14 @@ func checkHostPort(addr string) error {
 		err = fmt.Errorf("%.100q lacks a host or a port", addr)
 	}
 	return err
+}
+
+// logAddr is an address as the log takes it: without what may be a secret.
+func logAddr(addr string) string {
+	if u, err := url.Parse(addr); err == nil && u.Host != "" {
+		return u.Scheme + "://" + u.Host
+	}
+	return addr
 }
 
 func checkURL(text string, schemes ...string) error {

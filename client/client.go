@@ -49,19 +49,21 @@ import (
 // the server waits. Nothing is lost by that, and nothing grows. A hook may
 // call every method of the client but Wait. One that waits there for an answer
 // gets it as long as the queue behind it has room: with more pushes than that
-// in front of the answer it waits until its context ends, so what takes a
-// context is better called from another goroutine where pushes come in floods.
+// in front of the answer it waits until its context or the connection ends, so
+// what takes a context is better called from another goroutine where pushes come
+// in floods.
 type Config struct {
 	// Addrs are the servers, tried in turn: "host:port" for mpush's own TCP
 	// port, or a URL "ws://host/path" or "wss://host/path" for mpush in the
 	// binary messages of a WebSocket, which goes through proxies as the
-	// environment says (http.ProxyFromEnvironment). nil: those of Allocator.
+	// environment says (http.ProxyFromEnvironment). WebSocket is for an Engine: a
+	// Java server speaks JSON there. nil: those of Allocator.
 	Addrs []string
 
 	// Allocator is the URL of a list of servers as mpush's allocators and
 	// push.Engine.Alloc serve it: "host:port,host:port". It is asked when the
 	// client begins and when no server it named can be reached, for at most 3 s;
-	// if it fails, Addrs are tried. "": there is none.
+	// of its answer 16 addresses are taken; if it fails, Addrs are tried. "": there is none.
 	Allocator string
 
 	// TLS is for servers behind TLS: Addrs without a scheme and those of
@@ -81,7 +83,8 @@ type Config struct {
 	PublicKey []byte
 
 	// DeviceID names this device to the server: 1 to 128 bytes. A session
-	// belongs to it.
+	// belongs to it. A comma in it, or in OSName, makes the tokens of a Java
+	// server's sessions useless.
 	DeviceID string
 
 	// OSName, OSVersion and ClientVersion describe the device, at most 256
@@ -91,8 +94,8 @@ type Config struct {
 
 	// UserID is bound on every connection, together with Token, for the check
 	// on the server (the original calls it alias, and data on the wire), and
-	// Tags, which have no commas. Bind replaces the three. UserID "": nobody is
-	// bound.
+	// Tags, which have no commas; token and tags have 64 KiB together at most.
+	// Bind replaces the three. UserID "": nobody is bound.
 	UserID, Token string
 	Tags          []string
 
@@ -147,7 +150,9 @@ type Config struct {
 	// kind, or was taken out. The client is logged out then: it stays
 	// connected, gets no pushes, and does not bind again by itself, not on
 	// the next connection either; Bind does. StopOnKick stops it instead, after
-	// this hook. nil: nothing.
+	// this hook. A Java server goes on to think that the connection has the
+	// user: Bind of the same one ends it and binds on the next; and after that
+	// server's own kickUser pushes still come. nil: nothing.
 	OnKickUser func(c *Client, deviceID, userID string)
 
 	// OnBind tells how the server answered a BIND, of Bind or of a new
@@ -158,7 +163,9 @@ type Config struct {
 	OnBind func(c *Client, success bool, userID string)
 
 	// OnUnbind tells how the server answered an UNBIND. true without a
-	// connection: there was nothing to ask for. nil: nothing.
+	// connection: there was nothing to ask for. After false the server still has
+	// the user, whose pushes may come until the connection ends; the client does
+	// not bind it again. nil: nothing.
 	OnUnbind func(c *Client, success bool, userID string)
 
 	// Logger gets at Debug what the original logs, and at Warn what should not
@@ -180,7 +187,8 @@ var (
 	// ErrStopped: the client is not started, or was stopped meanwhile.
 	ErrStopped = errors.New("client: stopped")
 
-	// ErrKicked: StopOnKick stopped the client.
+	// ErrKicked: StopOnKick stopped the client, or the user was kicked before
+	// its Bind was answered.
 	ErrKicked = errors.New("client: the user was kicked")
 
 	// ErrNoUser: there is no user to unbind.
@@ -216,8 +224,10 @@ const (
 	bindTimeout      = 3 * time.Second  // the same once more then, and then another connection
 	writeTimeout     = 10 * time.Second // a packet's wait for a connection, and each write
 	lasted           = 10 * time.Second // a session open for so long was a good one
+	maxUpgrade       = 64 << 10         // bytes that a WebSocket's upgrade may read
 	queueLen         = 100              // packets, as in the original
 	keepPacket       = 64 << 10         // bytes of the write buffer that are kept from packet to packet
+	maxLogin         = 64 << 10         // bytes of a user's token and tags
 	maxText          = 256              // bytes of what the server keeps of a device's texts
 )
 
@@ -235,13 +245,15 @@ type Client struct {
 	tags    string           // Config.Tags
 	servers servers          // the connecting goroutine's
 	warned  bool             // the connecting goroutine's: of a plain session
+	mute    int              // the connecting goroutine's: fast connects in a row without an answer
 
 	hooks lane.Lane
 	moved chan struct{} // a hook ended; never closed
 
-	queue chan *call    // to the writer; never closed
-	wake  chan struct{} // offline has changed; never closed
-	ids   atomic.Uint32 // of requests
+	queue  chan *call    // to the writer; never closed
+	logins chan *call    // BINDs and UNBINDs, which go first; in the order in which login changed; never closed
+	wake   chan struct{} // there is a network, and no connection; never closed
+	ids    atomic.Uint32 // of requests
 
 	mu      sync.Mutex
 	run     *run             // guarded by mu: nil while stopped
@@ -265,7 +277,7 @@ type run struct {
 func New(cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, moved: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		queue: make(chan *call, queueLen), changed: make(chan struct{}), calls: make(map[callID]*call),
+		queue: make(chan *call, queueLen), logins: make(chan *call, queueLen), changed: make(chan struct{}), calls: make(map[callID]*call),
 	}
 	fail := func(format string, args ...any) (*Client, error) {
 		return nil, fmt.Errorf("client: Config."+format, args...)
@@ -299,7 +311,7 @@ func New(cfg Config) (*Client, error) {
 		}
 	}
 	var err error
-	if c.tags, err = joinTags(cfg.Tags); err != nil {
+	if c.tags, err = joinTags(cfg.Token, cfg.Tags); err != nil {
 		return fail("Tags: %w", err)
 	}
 	c.cfg.Addrs, c.cfg.TLS = slices.Clone(cfg.Addrs), cfg.TLS.Clone()
@@ -317,7 +329,7 @@ func New(cfg Config) (*Client, error) {
 		dialer := net.Dialer{KeepAlive: c.cfg.Heartbeat} // Go's 15 s would keep a phone's radio awake
 		c.cfg.Dial = dialer.DialContext
 	}
-	c.servers = newServers(&c.cfg)
+	c.servers.cfg = &c.cfg
 	if c.key != nil { // it must fit into what a server decrypts
 		if _, err := c.key.Encrypt(c.handshake(make([]byte, 16), make([]byte, 16))); err != nil {
 			return fail("DeviceID, OSName, OSVersion and ClientVersion are too long together for PublicKey: %w", err)
@@ -329,13 +341,18 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-func joinTags(tags []string) (string, error) {
+// joinTags makes the text of tags that goes with this token.
+func joinTags(token string, tags []string) (string, error) {
 	for _, tag := range tags {
 		if strings.Contains(tag, ",") {
 			return "", fmt.Errorf("%.100q has a comma, which is between two tags", tag)
 		}
 	}
-	return strings.Join(tags, ","), nil
+	text := strings.Join(tags, ",")
+	if n := len(token) + len(text); n > maxLogin {
+		return "", fmt.Errorf("they and the token have %d bytes, want %d at most", n, maxLogin)
+	}
+	return text, nil
 }
 
 // Start lets the client connect, and stay connected, until Stop. It returns at
@@ -427,11 +444,13 @@ func (c *Client) NetworkChanged(available bool) {
 	c.mu.Lock()
 	c.offline = !available
 	cn := c.conn
-	c.mu.Unlock()
-	select {
-	case c.wake <- struct{}{}:
-	default:
+	if available && cn == nil {
+		select {
+		case c.wake <- struct{}{}:
+		default:
+		}
 	}
+	c.mu.Unlock()
 	c.cfg.Logger.Debug("client: network changed", "available", available, "connected", cn != nil)
 	if cn != nil {
 		cn.probe()
@@ -445,10 +464,10 @@ func (c *Client) connect(r *run) {
 		cn, err := c.dialNext(r)
 		if err == nil {
 			err = cn.live()
-			if cn.openedAt.IsZero() {
-				c.servers.drop()
-			} else if time.Since(cn.openedAt) >= lasted {
+			if !cn.openedAt.IsZero() && time.Since(cn.openedAt) >= lasted {
 				failed = 0
+			} else {
+				c.servers.drop()
 			}
 		}
 		if r.ctx.Err() != nil {
@@ -470,12 +489,12 @@ func (c *Client) dialNext(r *run) (*conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.cfg.Logger.Debug("client: try connect server", "addr", addr)
+		c.cfg.Logger.Debug("client: try connect server", "addr", logAddr(addr))
 		cn, err := c.dial(r, addr)
 		if err == nil {
 			return cn, nil
 		}
-		c.cfg.Logger.Debug("client: connect server failed", "addr", addr, "err", err)
+		c.cfg.Logger.Debug("client: connect server failed", "addr", logAddr(addr), "err", err)
 		if c.servers.drop() || r.ctx.Err() != nil {
 			return nil, err
 		}
@@ -495,39 +514,22 @@ func (c *Client) backoff(failed int) time.Duration {
 func (c *Client) rest(r *run, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	for rested := false; ; {
+	for rested, woken := false, false; ; {
 		c.mu.Lock()
 		offline := c.offline
 		c.mu.Unlock()
-		if rested && !offline {
-			return false
+		if !offline && (rested || woken) {
+			return woken
 		}
 		select {
 		case <-timer.C:
 			rested = true
 		case <-c.wake:
-			c.mu.Lock()
-			offline = c.offline
-			c.mu.Unlock()
-			if !offline {
-				return true
-			}
+			woken = true
 		case <-r.ctx.Done():
 			return false
 		}
 	}
-}
-
-// tell puts a hook into the queue and waits for room there, unless the client
-// is being stopped. It is called by the goroutine that reads.
-func (c *Client) tell(r *run, size int, hook func()) {
-	for c.hooks.Full(hookLimit) && r.ctx.Err() == nil {
-		select {
-		case <-c.moved:
-		case <-r.ctx.Done():
-		}
-	}
-	c.hooks.Put(size, hook, (*hookStarter)(c))
 }
 
 // hookStarter is the Client as its lane sees it.

@@ -30,6 +30,7 @@ type conn struct {
 	nc     net.Conn        // what packets go through; nil: ws
 	ws     *websocket.Conn // nil: nc
 	secure bool            // TLS protects it
+	ended  chan struct{}   // closed when it has a reason
 
 	// The reading goroutine's; the cipher and what follows it are static once
 	// the session is open.
@@ -45,6 +46,8 @@ type conn struct {
 	writing sync.Mutex // held while bytes are written, but by nobody who holds another lock
 	dead    bool       // guarded by writing: nothing is written any more
 
+	kickedUser string // guarded by Client.mu: the last user who was kicked here
+
 	mu       sync.Mutex
 	reason   error       // guarded by mu: why it ended; nil: it has not
 	stalled  bool        // guarded by mu: it is not read because hooks are behind
@@ -56,12 +59,26 @@ type conn struct {
 	probing  *time.Timer // guarded by mu: of probe
 	binding  *time.Timer // guarded by mu: of a BIND without an answer
 	bindCall *call       // guarded by mu: that binding is about; nil: it is answered
+	repeated bool        // guarded by mu: bindCall was written twice
 }
 
 // countedConn counts what was written to it.
 type countedConn struct {
 	net.Conn
 	written atomic.Int64
+	left    int // the reading goroutine's: bytes that an upgrade may still read, plus one; 0: any number
+}
+
+func (c *countedConn) Read(b []byte) (int, error) {
+	if c.left == 0 {
+		return c.Conn.Read(b)
+	}
+	if c.left == 1 {
+		return 0, fmt.Errorf("%w: an upgrade of more than %d bytes", ErrProtocol, maxUpgrade)
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left-1)])
+	c.left -= n
+	return n, err
 }
 
 func (c *countedConn) Write(b []byte) (int, error) {
@@ -74,7 +91,7 @@ func (c *countedConn) Write(b []byte) (int, error) {
 func (c *Client) dial(r *run, addr string) (*conn, error) {
 	ctx, stop := context.WithTimeout(r.ctx, dialTimeout)
 	defer stop()
-	cn := &conn{c: c, r: r, packets: mpush.Reader{Max: c.cfg.MaxMessage}, buf: make([]byte, 4<<10)}
+	cn := &conn{c: c, r: r, packets: mpush.Reader{Max: c.cfg.MaxMessage}, buf: make([]byte, 4<<10), ended: make(chan struct{})}
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := c.cfg.Dial(ctx, network, addr)
 		if err != nil {
@@ -109,11 +126,24 @@ func (c *Client) dial(r *run, addr string) (*conn, error) {
 var wsBuffers sync.Pool
 
 func (cn *conn) dialWebSocket(ctx context.Context, url string, dial func(context.Context, string, string) (net.Conn, error)) error {
+	stop := func() bool { return true }
 	dialer := websocket.Dialer{
-		NetDialContext: dial, Proxy: http.ProxyFromEnvironment, TLSClientConfig: cn.c.cfg.TLS.Clone(),
+		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			nc, err := dial(ctx, network, addr)
+			if err == nil {
+				cn.raw.left = maxUpgrade + 1
+				stop = context.AfterFunc(ctx, func() { nc.Close() })
+			}
+			return nc, err
+		},
+		Proxy: http.ProxyFromEnvironment, TLSClientConfig: cn.c.cfg.TLS.Clone(),
 		Subprotocols: []string{"mpush"}, ReadBufferSize: 1 << 10, WriteBufferPool: &wsBuffers,
 	}
 	ws, resp, err := dialer.DialContext(ctx, url, nil)
+	if !stop() && err == nil {
+		ws.Close()
+		return ctx.Err()
+	}
 	if err != nil {
 		if errors.Is(err, websocket.ErrBadHandshake) && resp != nil {
 			err = fmt.Errorf("the upgrade came back with status %d, want 101: %w", resp.StatusCode, err)
@@ -128,6 +158,7 @@ func (cn *conn) dialWebSocket(ctx context.Context, url string, dial func(context
 		cn.c.offer(&call{only: cn, pong: true, body: []byte(data)})
 		return nil
 	})
+	cn.raw.left = 0
 	cn.ws, cn.secure = ws, strings.HasPrefix(url, "wss:")
 	return nil
 }
@@ -169,10 +200,15 @@ func (cn *conn) live() error {
 func (cn *conn) fail(reason error) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
+	cn.failLocked(reason)
+}
+
+func (cn *conn) failLocked(reason error) {
 	if cn.reason != nil {
 		return
 	}
 	cn.reason = reason
+	close(cn.ended)
 	for _, t := range []**time.Timer{&cn.beats, &cn.probing, &cn.binding} {
 		if *t != nil {
 			(*t).Stop()
@@ -182,7 +218,8 @@ func (cn *conn) fail(reason error) {
 	cn.raw.Close() // not TLS's: that would wait for a peer who does not read
 }
 
-// bury waits for who writes, and settles the requests of the connection.
+// bury waits for who writes, and settles the requests of the connection. It may
+// come twice.
 func (cn *conn) bury() {
 	c := cn.c
 	c.mu.Lock()
@@ -191,10 +228,6 @@ func (cn *conn) bury() {
 		c.changedLocked()
 	}
 	c.mu.Unlock()
-	select {
-	case <-c.wake: // it was about this connection
-	default:
-	}
 	cn.writing.Lock()
 	cn.dead = true
 	cn.writing.Unlock()
@@ -266,6 +299,10 @@ func (cn *conn) publish() error {
 		if l == bound {
 			c.conn = cn
 			c.changedLocked()
+			select {
+			case <-c.wake: // it is of no use any more
+			default:
+			}
 			c.mu.Unlock()
 			return nil
 		}
@@ -273,6 +310,7 @@ func (cn *conn) publish() error {
 		if l != nil {
 			p = c.bindCallLocked(l, cn)
 		} else { // Unbind came while its user was being bound
+			cn.awaitBind(nil)
 			p = c.newCallLocked(&call{cmd: mpush.CmdUnbind, body: bound.unbind(), until: time.Now().Add(writeTimeout), only: cn, waits: true})
 		}
 		c.mu.Unlock()
@@ -298,11 +336,20 @@ func (cn *conn) fastConnect() error {
 	if err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) {
 			c.cfg.Logger.Debug("client: fast connect refused, handshake follows", "code", e.Code)
+			c.mute = 0
 			c.forget()
 			return nil
 		}
+		if cn.r.ctx.Err() == nil {
+			c.mute++
+		}
+		if c.mute >= 2 { // it may be the session that the server cannot take
+			c.mute = 0
+			c.forget()
+		}
 		return err
 	}
+	c.mute = 0
 	cn.cipher = s.cipher
 	var ok mpush.FastConnectOK
 	if err := cn.read(p, ok.Decode); err != nil {
@@ -516,6 +563,9 @@ func (cn *conn) handle(p *mpush.Packet) error {
 		if err := cn.read(p, e.Decode); err != nil {
 			return err
 		}
+		if e.Cmd == mpush.CmdBind && e.Reason == "unbind failed" {
+			return nil // so is this
+		}
 		return cn.answer(callID{e.Cmd, p.ID}, nil, newError(&e))
 	case mpush.CmdAck:
 		return cn.answer(callID{mpush.CmdPush, p.ID}, nil, nil)
@@ -558,13 +608,15 @@ func (cn *conn) kicked(p *mpush.Packet) error {
 	c := cn.c
 	c.mu.Lock()
 	l := c.login
-	ours := k.DeviceID == c.cfg.DeviceID && l != nil && l.bound && l.user == k.UserID
+	ours := k.DeviceID == c.cfg.DeviceID && l != nil && (l.bound || l.sentLocked()) && l.user == k.UserID
 	if ours {
-		c.login = nil
+		c.login, cn.kickedUser = nil, k.UserID
+		l.settleLocked(ErrKicked)
+		cn.awaitBind(nil)
 	}
 	c.mu.Unlock()
 	if !ours { // another device's, or of a user who is not bound here any more
-		c.cfg.Logger.Warn("client: kick is not about this device and its user", "device", cut(k.DeviceID), "user", cut(k.UserID))
+		c.cfg.Logger.Debug("client: kick is not about this device and its user", "device", cut(k.DeviceID), "user", cut(k.UserID))
 		return nil
 	}
 	c.cfg.Logger.Debug("client: receive kick user", "user", cut(k.UserID))
@@ -580,8 +632,10 @@ func (cn *conn) kicked(p *mpush.Packet) error {
 	return nil
 }
 
-// tell puts a hook into the queue, which may take until there is room. The
-// connection is not read meanwhile: silence is not the server's then.
+// tell puts a hook into the queue and waits for room there, unless the client
+// is being stopped. The connection is not read meanwhile: silence is not the
+// server's then. If the connection ends meanwhile, a hook may be waiting for one
+// of its answers.
 func (cn *conn) tell(size int, hook func()) {
 	stall := func(stalled bool) {
 		cn.mu.Lock()
@@ -590,7 +644,17 @@ func (cn *conn) tell(size int, hook func()) {
 		cn.quiet = time.Now()
 	}
 	stall(true)
-	cn.c.tell(cn.r, size, hook)
+	c, ended := cn.c, cn.ended
+	for c.hooks.Full(hookLimit) && cn.r.ctx.Err() == nil {
+		select {
+		case <-c.moved:
+		case <-cn.r.ctx.Done():
+		case <-ended:
+			cn.bury()
+			ended = nil
+		}
+	}
+	c.hooks.Put(size, hook, (*hookStarter)(c))
 	stall(false)
 }
 

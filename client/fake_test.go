@@ -576,7 +576,7 @@ func FuzzServer(f *testing.F) {
 		r := &run{over: make(chan struct{})}
 		r.ctx, r.cancel = context.WithCancelCause(context.Background())
 		r.cancel(ErrStopped) // so that nothing is queued
-		cn := &conn{c: c, r: r, raw: &countedConn{Conn: near}, nc: near, packets: mpush.Reader{Max: c.cfg.MaxMessage}, buf: make([]byte, 512), cipher: key}
+		cn := &conn{c: c, r: r, raw: &countedConn{Conn: near}, nc: near, packets: mpush.Reader{Max: c.cfg.MaxMessage}, buf: make([]byte, 512), cipher: key, ended: make(chan struct{})}
 		c.mu.Lock()
 		for id := range int32(4) {
 			for _, cmd := range []mpush.Cmd{mpush.CmdPush, mpush.CmdHTTPProxy, mpush.CmdUnbind} {

@@ -24,8 +24,10 @@ var httpMethods = map[string]uint8{"": 0, http.MethodGet: 0, http.MethodPost: 1,
 // The proxy has GET, POST, PUT and DELETE, and reaches what its server allows:
 // 403 is its answer to anything else. Body and response are in memory as a
 // whole, at most Config.MaxMessage bytes each, and fewer if the server has it
-// so. How long the request's context lets it wait is told to the proxy. Errors
-// are those of the other requests.
+// so. How long the request's context lets it wait is told to the proxy; without
+// an end of the context, or of http.Client's Timeout, it may wait for ever.
+// req.Host is ignored: the URL's is the one. Errors are those of the other
+// requests.
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
 	if req.Body != nil {

@@ -69,6 +69,10 @@ type login struct {
 	bound bool          // guarded by Client.mu: that was answered with OK
 }
 
+// errRebind ends a connection on which a Java server would answer the BIND with
+// OK and do nothing.
+var errRebind = errors.New("client: the user was kicked here and is bound on the next connection")
+
 func newLogin(user, token, tags string) *login {
 	return &login{user: user, token: token, tags: tags, done: make(chan struct{})}
 }
@@ -87,17 +91,18 @@ func (l *login) unbind() []byte { return (&mpush.Bind{UserID: l.user}).Append(ni
 // Bind makes userID the user of the client, in place of the one before: on
 // this connection and on all that follow, until the server refuses it, Unbind,
 // or a kick. It returns when the server has answered, or after 10 s without a
-// connection. After an error other than an *Error and ErrSuperseded the client
-// still means to bind it, and OnBind tells how that went. token and tags are as
-// in Config. A client that is not started takes note of the user and returns
-// nil.
+// connection. After an error other than an *Error, ErrSuperseded and ErrKicked
+// the client still means to bind it, and OnBind tells how that went. token and
+// tags are as in Config. A user who was kicked on this connection is bound on
+// the next one, for which this one is ended. A client that is not started takes
+// note of the user and returns nil.
 func (c *Client) Bind(ctx context.Context, userID, token string, tags ...string) error {
 	if userID == "" {
 		return errors.New("client: Bind needs a user")
 	}
-	joined, err := joinTags(tags)
+	joined, err := joinTags(token, tags)
 	if err != nil {
-		return fmt.Errorf("client: tag %w", err)
+		return fmt.Errorf("client: tags: %w", err)
 	}
 	l := newLogin(userID, token, joined)
 	c.mu.Lock()
@@ -106,21 +111,20 @@ func (c *Client) Bind(ctx context.Context, userID, token string, tags ...string)
 	}
 	c.login = l
 	r, cn := c.run, c.conn
-	var p *call
-	if r != nil && cn != nil {
-		p = c.bindCallLocked(l, cn)
+	if cn != nil && cn.kickedUser == userID {
+		err = errRebind
+	} else if r != nil && cn != nil {
+		err = c.queueLocked(c.bindCallLocked(l, cn))
 	}
 	c.mu.Unlock()
 	if r == nil {
 		return nil
 	}
-	if p != nil {
+	if cn != nil {
 		c.cfg.Logger.Debug("client: do bind user", "user", cut(l.user))
-		if err := c.enqueue(ctx, r, p); err != nil {
-			c.settle(p, err)
-			cn.fail(fmt.Errorf("client: bind: %w", err)) // the next connection binds
-			return err
-		}
+	}
+	if err != nil {
+		cn.fail(err)
 	}
 	timer := time.NewTimer(writeTimeout)
 	defer timer.Stop()
@@ -162,39 +166,23 @@ func (c *Client) bindCallLocked(l *login, cn *conn) *call {
 	p := c.newCallLocked(&call{cmd: mpush.CmdBind, body: body.Append(nil), until: time.Now().Add(writeTimeout), only: cn, waits: true})
 	p.answered = func(err error) error { return c.bound(cn, l, p, err) }
 	l.call, l.bound = p, false
-	cn.awaitBind(p, 0)
+	cn.awaitBind(p)
 	return p
 }
 
-// awaitBind asks once more if a BIND is not answered, and then gives the
-// connection up.
-func (cn *conn) awaitBind(p *call, times int) {
+// awaitBind makes p the BIND whose answer the connection needs, from when it is
+// written. nil: it needs none.
+func (cn *conn) awaitBind(p *call) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	if cn.reason != nil {
-		return
-	}
 	if cn.binding != nil {
 		cn.binding.Stop()
+		cn.binding = nil
 	}
-	cn.bindCall = p
-	cn.binding = time.AfterFunc(bindTimeout, func() {
-		cn.mu.Lock()
-		current, stalled := cn.bindCall == p, cn.stalled
-		cn.mu.Unlock()
-		switch {
-		case !current:
-		case stalled: // the answer may be among what is not read yet
-			cn.awaitBind(p, times)
-		case times == 0:
-			cn.c.offer(&call{cmd: p.cmd, id: p.id, body: p.body, only: cn}) // p gets the answer
-			cn.awaitBind(p, 1)
-		default:
-			cn.fail(fmt.Errorf("%w: no answer to two binds within %v each", ErrSilent, bindTimeout))
-		}
-	})
+	cn.bindCall, cn.repeated = p, false
 }
 
+// stopAwaiting is the end of p, if that is the one.
 func (cn *conn) stopAwaiting(p *call) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
@@ -203,10 +191,31 @@ func (cn *conn) stopAwaiting(p *call) {
 	}
 }
 
+// bindLate asks once more if the BIND p is not answered, and then gives the
+// connection up.
+func (cn *conn) bindLate(p *call) {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	switch {
+	case cn.bindCall != p || cn.reason != nil:
+	case cn.stalled: // the answer may be among what is not read yet
+		cn.binding.Reset(bindTimeout)
+	case !cn.repeated:
+		cn.repeated = true
+		select { // in front of an UNBIND, which stops the waiting before it is queued
+		case cn.c.logins <- &call{cmd: p.cmd, id: p.id, body: p.body, only: cn}: // p gets the answer
+		default:
+		}
+		cn.binding.Reset(bindTimeout)
+	default:
+		cn.failLocked(fmt.Errorf("%w: no answer to two binds within %v each", ErrSilent, bindTimeout))
+	}
+}
+
 // bound is told the answer to the BIND p of l.
 func (c *Client) bound(cn *conn, l *login, p *call, err error) error {
 	cn.stopAwaiting(p)
-	if cn.misread {
+	if unreadable(err) {
 		return fmt.Errorf("%w: %w", ErrProtocol, err) // it could not read the BIND: that says nothing of the user
 	}
 	c.mu.Lock()
@@ -229,8 +238,8 @@ func (c *Client) bound(cn *conn, l *login, p *call, err error) error {
 }
 
 // Unbind logs the user out: no connection binds it any more. It returns when
-// the server has answered; without a connection, at once. ErrNoUser: there is
-// none.
+// the server has answered; without a connection, at once. The server is told
+// also when ctx has ended. ErrNoUser: there is no user.
 func (c *Client) Unbind(ctx context.Context) error {
 	c.mu.Lock()
 	l, cn := c.login, c.conn
@@ -238,7 +247,6 @@ func (c *Client) Unbind(ctx context.Context) error {
 		c.mu.Unlock()
 		return ErrNoUser
 	}
-	bind := l.call
 	c.login = nil
 	l.settleLocked(ErrSuperseded)
 	if cn == nil {
@@ -246,15 +254,20 @@ func (c *Client) Unbind(ctx context.Context) error {
 		c.hooks.Always(func() { c.unbound(l, true) }, (*hookStarter)(c))
 		return nil
 	}
-	c.mu.Unlock()
-	c.cfg.Logger.Debug("client: do unbind user", "user", cut(l.user))
-	cn.stopAwaiting(bind)
-	p := &call{cmd: mpush.CmdUnbind, body: l.unbind(), waits: true, keeps: true, only: cn}
+	cn.awaitBind(nil)
+	p := c.newCallLocked(&call{cmd: mpush.CmdUnbind, body: l.unbind(), until: time.Now().Add(writeTimeout), only: cn, waits: true, keeps: true})
 	p.answered = func(err error) error {
 		cn.tell(0, func() { c.unbound(l, err == nil) })
 		return nil
 	}
-	err := c.send(ctx, p)
+	err := c.queueLocked(p)
+	c.mu.Unlock()
+	c.cfg.Logger.Debug("client: do unbind user", "user", cut(l.user))
+	if err != nil {
+		cn.fail(err) // which logs the user out, too
+		return err
+	}
+	err = c.wait(ctx, cn.r, p)
 	c.mu.Lock()
 	ended := err == nil && p.on == nil
 	c.mu.Unlock()
@@ -270,6 +283,12 @@ func (c *Client) unbound(l *login, success bool) {
 	}
 }
 
+// unreadable reports whether the server could not read the request.
+func unreadable(err error) bool {
+	e := (*Error)(nil)
+	return errors.As(err, &e) && e.Code == int(mpush.CodeHandler)
+}
+
 // answer gives a request its answer. One that nobody asked for means nothing.
 func (cn *conn) answer(id callID, reply *mpush.ProxyResponse, err error) error {
 	c := cn.c
@@ -283,9 +302,7 @@ func (cn *conn) answer(id callID, reply *mpush.ProxyResponse, err error) error {
 	p.reply = reply
 	c.settleLocked(p, err)
 	c.mu.Unlock()
-	if e := (*Error)(nil); errors.As(err, &e) && e.Code == int(mpush.CodeHandler) {
-		cn.misread = true
-	}
+	cn.misread = cn.misread || unreadable(err)
 	if p.answered != nil {
 		return p.answered(err)
 	}

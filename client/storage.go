@@ -72,6 +72,7 @@ type FileStorage string
 const (
 	fileName   = "token.dat"
 	maxSession = 8 << 10 // bytes of the file
+	maxToken   = 1000    // bytes of it
 )
 
 // SaveSession implements SessionStorage.
@@ -203,8 +204,13 @@ func (c *Client) load() *session {
 }
 
 func (c *Client) save(s *session) {
-	err := errors.New("the token has a comma in it")
-	if !strings.Contains(s.token, ",") {
+	var err error
+	switch {
+	case strings.Contains(s.token, ","):
+		err = errors.New("the token has a comma in it")
+	case len(s.token) > maxToken:
+		err = fmt.Errorf("the token has %d bytes, want %d at most", len(s.token), maxToken)
+	default:
 		err = c.cfg.Storage.SaveSession(s.String())
 	}
 	if err != nil {

@@ -193,8 +193,7 @@ type subject struct {
 	mu      sync.Mutex
 	told    []string // guarded by mu: not looked at yet
 	all     []string // guarded by mu
-	at      []time.Time
-	reasons []error // guarded by mu: of OnDisconnected
+	reasons []error  // guarded by mu: of OnDisconnected
 }
 
 // starts makes a client with hooks that note what they are told, in front of
@@ -276,7 +275,6 @@ func (s *subject) note(text string) {
 	defer s.mu.Unlock()
 	s.told = append(s.told, text)
 	s.all = append(s.all, text)
-	s.at = append(s.at, time.Now())
 }
 
 // wants waits until the hooks have told this, in this order and nothing else.
@@ -421,7 +419,7 @@ func (p *peer) ends() {
 	p.Close()
 }
 
-// takesHandshake reads a HANDSHAKE, after which answersHandshake may follow.
+// takesHandshake reads a HANDSHAKE, which handshakeOK answers.
 func (p *peer) takesHandshake() mpush.Packet {
 	p.t.Helper()
 	got := p.gets(mpush.CmdHandshake)

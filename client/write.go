@@ -21,7 +21,7 @@ type call struct {
 	only  *conn     // not for any other; nil: for any
 	again bool      // it is sent again if only a part of it was written
 	waits bool      // for an answer
-	keeps bool      // … also when nobody waits for it here any more
+	keeps bool      // … and is written also when nobody waits for it here any more
 
 	// answered is told the answer, by the reading goroutine; an error that it
 	// returns ends the connection. nil: nobody is.
@@ -108,6 +108,11 @@ func (c *Client) send(ctx context.Context, p *call) error {
 		c.settle(p, err)
 		return err
 	}
+	return c.wait(ctx, r, p)
+}
+
+// wait waits for the end of p, which is queued.
+func (c *Client) wait(ctx context.Context, r *run, p *call) error {
 	select {
 	case <-p.done:
 		return p.err
@@ -129,7 +134,7 @@ func (c *Client) leave(p *call, why error) error {
 	if p.on != nil {
 		why = uncertain(why)
 	}
-	if p.on == nil || !p.keeps {
+	if !p.keeps {
 		c.settleLocked(p, why)
 	}
 	return why
@@ -137,11 +142,12 @@ func (c *Client) leave(p *call, why error) error {
 
 // enqueue waits for room in the queue.
 func (c *Client) enqueue(ctx context.Context, r *run, p *call) error {
+	if r.ctx.Err() != nil {
+		return ErrStopped
+	}
 	select {
 	case c.queue <- p:
 		return nil
-	case <-r.ctx.Done():
-		return ErrStopped
 	default:
 	}
 	timer := time.NewTimer(writeTimeout)
@@ -155,6 +161,21 @@ func (c *Client) enqueue(ctx context.Context, r *run, p *call) error {
 		return ErrStopped
 	case <-timer.C:
 		return fmt.Errorf("%w: the queue was full for %v", ErrTimeout, writeTimeout)
+	}
+}
+
+// queueLocked queues a BIND or an UNBIND; together with the change of login, so
+// that the server is told of the changes in their order. Client.mu is held. An
+// error, for which there is no room, has to end the connection: the next one
+// binds.
+func (c *Client) queueLocked(p *call) error {
+	select {
+	case c.logins <- p:
+		return nil
+	default:
+		err := fmt.Errorf("client: %d binds and unbinds wait to be written", queueLen)
+		c.settleLocked(p, err)
+		return err
 	}
 }
 
@@ -181,16 +202,22 @@ func (c *Client) autoAck(r *run, id int32) {
 func (c *Client) write(r *run) {
 	buf := make([]byte, 0, 1024)
 	for {
+		var p *call
 		select {
-		case p := <-c.queue:
-			if cap(buf) > keepPacket {
-				buf = make([]byte, 0, 1024)
+		case p = <-c.logins:
+		default:
+			select {
+			case p = <-c.logins:
+			case p = <-c.queue:
+			case <-r.ctx.Done():
+				c.flushQueue()
+				return
 			}
-			buf = c.deliver(r, p, buf)
-		case <-r.ctx.Done():
-			c.flushQueue()
-			return
 		}
+		if cap(buf) > keepPacket {
+			buf = make([]byte, 0, 1024)
+		}
+		buf = c.deliver(r, p, buf)
 	}
 }
 
@@ -199,6 +226,8 @@ func (c *Client) write(r *run) {
 func (c *Client) flushQueue() {
 	for {
 		select {
+		case p := <-c.logins:
+			c.settle(p, ErrStopped)
 		case p := <-c.queue:
 			c.settle(p, ErrStopped)
 		default:
@@ -303,6 +332,9 @@ func (cn *conn) writeCall(buf []byte, p *call) (_ []byte, n int64, err error) {
 	}
 	cn.mu.Lock()
 	cn.wrote = time.Now()
+	if cn.bindCall == p && cn.reason == nil {
+		cn.binding = time.AfterFunc(bindTimeout, func() { cn.bindLate(p) })
+	}
 	cn.mu.Unlock()
 	return buf, n, nil
 }
