@@ -1489,7 +1489,7 @@ func (t *transport) answer(m *Received, reply any, err error) []byte {
 	var v wire.Value
 	if err == nil {
 		if v, err = answer(reply); err == nil {
-			return t.speaks().Answer(nil, m.id, v, "")
+			return t.speaks().Answer(nil, "", m.id, v, "")
 		}
 	}
 	text := "internal error"
@@ -1498,7 +1498,7 @@ func (t *transport) answer(m *Received, reply any, err error) []byte {
 	} else {
 		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", t.id(), "user", brief(t.user()), "err", err)
 	}
-	return t.speaks().Answer(nil, m.id, wire.Value{}, text)
+	return t.speaks().Answer(nil, "", m.id, wire.Value{}, text)
 }
 
 func (e *Engine) unhandled(context.Context, *Conn, *Received) (any, error) {

@@ -73,7 +73,7 @@ func (s *Session) beat() []byte {
 
 // Answer implements wire.Session: an ACK to what a handler took. There is no
 // packet for what it refused, nor for a value.
-func (s *Session) Answer(dst []byte, id uint64, _ wire.Value, refusal string) []byte {
+func (s *Session) Answer(dst []byte, _ string, id uint64, _ wire.Value, refusal string) []byte {
 	switch {
 	case refusal != "":
 		return dst

@@ -1733,7 +1733,7 @@ func TestAnswers(t *testing.T) {
 		p.hear(p.s.LoggedOut(nil, 1<<32-7))
 		p.hear(p.s.BindFailed(nil, 8, ""))
 		p.hear(p.s.BindFailed(nil, 9, "come back \"later\""))
-		p.hear(p.s.Answer(nil, 10, wire.Value{JSON: []byte("1")}, ""))
+		p.hear(p.s.Answer(nil, "", 10, wire.Value{JSON: []byte("1")}, ""))
 		ack := "ACK flags=0 sid=10 {}"
 		if p.json {
 			ack = `{"bodyLength":0,"cmd":23,"flags":16,"sessionId":10}`
@@ -1742,12 +1742,12 @@ func TestAnswers(t *testing.T) {
 			failure(p.json, CmdBind, 8, 0, "bind failed"), failure(p.json, CmdBind, 9, 0, `come back "later"`), ack)
 
 		dst := []byte("before")
-		if got := p.s.Answer(dst, 11, wire.Value{}, "no"); string(got) != "before" {
+		if got := p.s.Answer(dst, "", 11, wire.Value{}, "no"); string(got) != "before" {
 			t.Errorf("a refusal is %q", got)
 		}
 		for name, f := range map[string]func([]byte) []byte{
 			"LoggedIn": func(b []byte) []byte { return p.s.LoggedIn(b, 1, "", "", true) }, "LoggedOut": func(b []byte) []byte { return p.s.LoggedOut(b, 1) },
-			"BindFailed": func(b []byte) []byte { return p.s.BindFailed(b, 1, "") }, "Answer": func(b []byte) []byte { return p.s.Answer(b, 1, wire.Value{}, "") },
+			"BindFailed": func(b []byte) []byte { return p.s.BindFailed(b, 1, "") }, "Answer": func(b []byte) []byte { return p.s.Answer(b, "", 1, wire.Value{}, "") },
 			"Kick": func(b []byte) []byte { return p.s.Kick(b, "d", "u") }, "Ping": p.s.Ping, "Close": func(b []byte) []byte { return p.s.Close(b, wire.Kicked, "") },
 			"Proxied": func(b []byte) []byte { return p.s.Proxied(b, 1, &wire.HTTPResponse{Status: 200, Body: []byte("b")}) },
 		} {
@@ -1858,7 +1858,7 @@ func TestAnswersAreMadeWhileAnotherGoroutineFeeds(t *testing.T) {
 		for range 4 {
 			wg.Go(func() {
 				for range 100 {
-					p.s.Answer(nil, 1, wire.Value{}, "")
+					p.s.Answer(nil, "", 1, wire.Value{}, "")
 					p.s.LoggedIn(nil, 0, "a", "b", true)
 					p.s.LoggedOut(nil, 0)
 					p.s.BindFailed(nil, 0, "")

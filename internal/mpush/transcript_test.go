@@ -268,7 +268,7 @@ func (r *replay) answer(c *replayed, ev *wire.Event) []byte {
 			t.Errorf("%d, %q became %s", id, c.body, show(ev))
 		}
 		if ev.HasID {
-			return c.s.Answer(nil, ev.ID, wire.Value{}, "")
+			return c.s.Answer(nil, "", ev.ID, wire.Value{}, "")
 		}
 	case wire.Ack:
 		if ev.ID != id || !r.pushes[int32(ev.ID)] {
@@ -386,7 +386,7 @@ func lenient() func(*peer, *wire.Event) []byte {
 			return p.s.LoggedOut(nil, ev.ID)
 		case wire.Message:
 			if ev.HasID {
-				return p.s.Answer(nil, ev.ID, wire.Value{}, "")
+				return p.s.Answer(nil, "", ev.ID, wire.Value{}, "")
 			}
 		}
 		return nil

@@ -96,7 +96,7 @@ func (s *Session) Close(dst []byte, code wire.Code, text string) []byte {
 }
 
 // Answer implements wire.Session: {"ack":5,"data":…}, or {"ack":5,"error":"…"}.
-func (s *Session) Answer(dst []byte, id uint64, v wire.Value, refusal string) []byte {
+func (s *Session) Answer(dst []byte, _ string, id uint64, v wire.Value, refusal string) []byte {
 	w := begin(dst, s.dialect, len(refusal)+sizeOf(v))
 	w.open(2)
 	w.key("ack")

@@ -292,9 +292,9 @@ func TestPushesAndAnswersReadAsTheDesignSays(t *testing.T) {
 			{AppendPush(dst, d.Dialect, "hello", object, 1073741901, true), `{"event":"hello","data":{"a":[1,2.5,"x"]},"id":1073741901,"auto":true}`},
 			{AppendPush(dst, d.Dialect, "hello", none, 0, true), `{"event":"hello","data":null}`},
 			{AppendPush(dst, d.Dialect, "\"é\\<\n\u2028", none, 0, false), `{"event":"\"é\\\u003c\n\u2028","data":null}`},
-			{s.Answer(dst, 5, object, ""), `{"ack":5,"data":{"a":[1,2.5,"x"]}}`},
-			{s.Answer(dst, 1<<53-1, none, ""), `{"ack":9007199254740991,"data":null}`},
-			{s.Answer(dst, 5, object, "not \"now\""), `{"ack":5,"error":"not \"now\""}`},
+			{s.Answer(dst, "", 5, object, ""), `{"ack":5,"data":{"a":[1,2.5,"x"]}}`},
+			{s.Answer(dst, "", 1<<53-1, none, ""), `{"ack":9007199254740991,"data":null}`},
+			{s.Answer(dst, "", 5, object, "not \"now\""), `{"ack":5,"error":"not \"now\""}`},
 			{s.LoggedIn(dst, 0, "al\"ice", "17", false), `{"login":{"user":"al\"ice","conn":"17"}}`},
 		} {
 			if !bytes.HasPrefix(test.got, dst) {
@@ -304,7 +304,7 @@ func TestPushesAndAnswersReadAsTheDesignSays(t *testing.T) {
 		}
 	}
 	wantFrame(t, JSON, AppendPush(nil, JSON, "b", wire.Value{Bytes: []byte("\x00\xffhi")}, 7, true), `{"event":"b","data":"AP9oaQ==","encoding":"base64","id":7,"auto":true}`)
-	wantFrame(t, JSON, New(JSON, 1).Answer(nil, 5, wire.Value{Bytes: []byte{}}, ""), `{"ack":5,"data":"","encoding":"base64"}`)
+	wantFrame(t, JSON, New(JSON, 1).Answer(nil, "", 5, wire.Value{Bytes: []byte{}}, ""), `{"ack":5,"data":"","encoding":"base64"}`)
 
 	_, payload := unframe(t, AppendPush(nil, Msgpack, "b", wire.Value{Bytes: []byte("\x00\xffhi")}, 0, false))
 	if want := "\x82\xa5event\xa1b\xa4data\xc4\x04\x00\xffhi"; string(payload) != want {
@@ -346,7 +346,7 @@ func TestAnyGoroutineMayEncodeWhileAnotherFeeds(t *testing.T) {
 	for range 4 {
 		wg.Go(func() {
 			for range 100 {
-				s.Answer(nil, 1, wire.Value{JSON: []byte("[1]")}, "")
+				s.Answer(nil, "", 1, wire.Value{JSON: []byte("[1]")}, "")
 				s.LoggedIn(nil, 0, "a", "b", false)
 				s.Ping(nil)
 				s.Close(nil, wire.Kicked, "x")
@@ -416,8 +416,8 @@ func TestWritingAllocatesNothingInABigEnoughBuffer(t *testing.T) {
 		dst, s := make([]byte, 0, 4096), New(d.Dialect, 1)
 		allocs(t, 0, d.name+" push", func() { AppendPush(dst, d.Dialect, "hello", object, 1<<30, true) })
 		allocs(t, 0, d.name+" push of bytes", func() { AppendPush(dst, d.Dialect, "hello", content, 1<<30, false) })
-		allocs(t, 0, d.name+" answer", func() { s.Answer(dst, 5, object, "") })
-		allocs(t, 0, d.name+" refusal", func() { s.Answer(dst, 5, wire.Value{}, "no") })
+		allocs(t, 0, d.name+" answer", func() { s.Answer(dst, "", 5, object, "") })
+		allocs(t, 0, d.name+" refusal", func() { s.Answer(dst, "", 5, wire.Value{}, "no") })
 		allocs(t, 0, d.name+" logged in", func() { s.LoggedIn(dst, 0, "alice", "17", false) })
 		allocs(t, 0, d.name+" ping", func() { s.Ping(dst) })
 		allocs(t, grow(), d.name+" push from nothing", func() { AppendPush(nil, d.Dialect, "hello", object, 0, false) })

@@ -5,7 +5,10 @@
 // a poller, a fuzzer and virtual time.
 package wire
 
-import "fmt"
+import (
+	"bytes"
+	"fmt"
+)
 
 // Session is one protocol's state for one connection. Its methods are called
 // by one goroutine at a time, except the ones that only encode (Answer,
@@ -22,9 +25,9 @@ type Session interface {
 	// its owner can bound how long the rest may take.
 	Partial() bool
 
-	// Answer appends the answer to a Message event that carried an id:
-	// the value v, or, when refusal is not empty, that text as an error.
-	Answer(dst []byte, id uint64, v Value, refusal string) []byte
+	// Answer appends the answer to a Message event of this Space that carried
+	// an id: the value v, or, when refusal is not empty, that text as an error.
+	Answer(dst []byte, space string, id uint64, v Value, refusal string) []byte
 	// LoggedIn appends the answer to a Login event that was let in; id is the
 	// event's. left: the connection was another user's before.
 	LoggedIn(dst []byte, id uint64, user, conn string, left bool) []byte
@@ -44,6 +47,7 @@ const (
 	Login               // the client claims to be Login.User; ID is for the answer
 	Logout              // the client gives its user up; ID is for the answer
 	Ping                // a heartbeat from the client; Reply, if not empty, is to be sent back
+	Pong                // the client's answer to a heartbeat that it has to answer
 	Open                // the client asks for a session: its protocol's Open has to be called before anything more is fed; Heavy: that takes a millisecond of CPU
 	Turn                // the client's first message, Data.JSON, is of another protocol, mpush in JSON
 	Request             // the client wants an HTTP request made, HTTP; nil: it is malformed. ID is for the answer
@@ -60,6 +64,7 @@ type Event struct {
 	Heavy bool   // Open
 	Code  Code   // Closed: the client's code, 0 if it gave none
 	ID    uint64 // Message, Ack, Login, Logout and Request
+	Space []byte // Message, Ack, Login and Logout: the Socket.IO namespace; empty: "/", and in other protocols
 	Name  []byte // Message: the event's name
 	Data  Value  // Message, Ack and Turn
 	Reply []byte // Ping, Closed and Reply: for the engine to keep, not to change
@@ -85,18 +90,42 @@ type HTTPResponse struct {
 	Own             bool
 }
 
-// Value is a message's value: JSON, or opaque bytes. The zero Value is no
-// value, which reads as JSON null.
+// Value is a message's value: JSON, or opaque bytes, or several arguments of
+// which each is either. The zero Value is no value, which reads as JSON null.
 type Value struct {
-	JSON  []byte // valid JSON; nil when Bytes is set or there is no value
-	Bytes []byte // opaque bytes when not nil
+	JSON  []byte  // valid JSON; nil when Bytes is set or there is no value
+	Bytes []byte  // opaque bytes when not nil
+	Args  []Value // not nil: several arguments, or none; then JSON, if set, is the array of them, bytes as base64
+}
+
+// Clone is a copy that shares no memory with v.
+func (v Value) Clone() Value {
+	c := Value{JSON: bytes.Clone(v.JSON), Bytes: bytes.Clone(v.Bytes)}
+	if v.Args != nil {
+		c.Args = make([]Value, len(v.Args))
+		for i, arg := range v.Args {
+			c.Args[i] = arg.Clone()
+		}
+	}
+	return c
+}
+
+// Size is the number of bytes in v.
+func (v Value) Size() int {
+	n := len(v.JSON) + len(v.Bytes)
+	for _, arg := range v.Args {
+		n += arg.Size()
+	}
+	return n
 }
 
 // LoginClaim is what a client says of itself when it logs in late. Its strings
-// are its own.
+// and bytes are its own.
 type LoginClaim struct {
 	User, Token, Device, OS, Version string
 	Tags                             []string
+	Auth                             []byte // Socket.IO's CONNECT: its JSON object; nil: none
+	Query                            string // Socket.IO's CONNECT: the query behind the namespace, without "?"
 }
 
 // Code says why a connection is ended by us. The numbers are WebSocket close
