@@ -14,8 +14,8 @@ import (
 // goroutine at any time. It takes 128 bytes (TestConnIsSmall), and 16 more
 // while a goroutine reads it.
 type Conn struct {
-	// Static.
-	nc    net.Conn
+	// Static, but nc and raw only from Attach on; before it mu guards them.
+	nc    net.Conn        // *pulled: none yet
 	raw   syscall.RawConn // nil: nc has no descriptor that we may use
 	h     Handler
 	shard *shard
@@ -28,7 +28,7 @@ type Conn struct {
 	started bool          // by Start
 	stopped bool          // Data took less than it was given; no goroutine reads
 	resumed bool          // Resume came while Data was called
-	writing bool          // somebody writes: a caller of Write or the drain. q != nil only with it
+	writing bool          // somebody writes: a caller of Write or the drain; or it is pulled. q != nil only with it
 	shut    bool          // by Shut
 	cut     bool          // by Shut: the queue keeps only what is in flight, and last
 	closed  bool          // nc is closed or about to be
@@ -90,6 +90,10 @@ func (c *Conn) resumeLocked() {
 
 func (c *Conn) readLocked(now time.Duration) {
 	c.seen = now
+	if p := c.pulledLocked(); p != nil {
+		p.goOn()
+		return
+	}
 	c.refs++
 	go c.read()
 }
@@ -106,7 +110,12 @@ func (c *Conn) Silence(now time.Time) time.Duration {
 }
 
 // RemoteAddr is the peer's address, also after the end.
-func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
+func (c *Conn) RemoteAddr() net.Addr {
+	c.mu.Lock()
+	nc := c.nc
+	c.mu.Unlock()
+	return nc.RemoteAddr()
+}
 
 // Close ends the connection at once: a reset if output is queued, which is
 // lost, otherwise a plain close. It does not block, and Closed follows.
@@ -135,12 +144,17 @@ func (c *Conn) close(cause error, hard bool) {
 	}
 	c.carry = nil
 	last := c.refs == 0
-	if c.raw == nil {
+	p := c.pulledLocked()
+	if p != nil {
+		p.goOn()
+	}
+	short := c.raw != nil || p != nil
+	if !short {
 		c.shard.d.wg.Add(1)
 	}
 	c.mu.Unlock()
 
-	if c.raw != nil {
+	if short {
 		c.sever(unsent, hard) // as short as it takes the reader to look up
 	} else {
 		go func() { // closing TLS writes, and a wrapper may do anything
@@ -200,7 +214,7 @@ func (c *Conn) sweep(now time.Time, round uint32) {
 	c.swept = round
 	c.refs++
 	t := c.shard.d.cfg.WriteTimeout
-	slow := t > 0 && c.q != nil && now.Sub(c.shard.d.start)-c.q.moved >= t && c.slowLocked()
+	slow := t > 0 && c.q != nil && now.Sub(c.shard.d.start)-c.q.moved >= t && c.pulledLocked() == nil && c.slowLocked()
 	c.mu.Unlock()
 	if slow {
 		c.h.Slow()

@@ -7,7 +7,8 @@
 // Write; every other net.Conn (TLS, net.Pipe, a wrapper) is read into a small
 // buffer of its own and written by a goroutine that lives while something is
 // queued. Nothing in the API depends on a goroutine per connection, so a
-// poller can stand behind it.
+// poller can stand behind it. A pulled connection has no socket, and perhaps
+// gets one later: its queue is taken, its bytes are fed.
 package netio
 
 import (
@@ -127,8 +128,16 @@ func New(cfg Config) *Driver {
 // before Start. After the driver's Close, Add closes nc and the handler hears
 // Closed from a goroutine that nobody waits for.
 func (d *Driver) Add(nc net.Conn, h Handler) *Conn {
-	c := &Conn{shard: &d.shards[d.next.Add(1)%uint32(len(d.shards))], nc: nc, h: h, raw: rawConn(nc), seen: time.Since(d.start)}
+	c := &Conn{nc: nc, h: h, raw: rawConn(nc)}
 	_ = nc.SetDeadline(time.Time{}) // left over from a handshake; if nc is broken, reading says so
+	d.register(c)
+	return c
+}
+
+// register puts c, which nobody else knows yet, into a shard.
+func (d *Driver) register(c *Conn) {
+	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
+	c.seen = time.Since(d.start)
 	s := c.shard
 	s.mu.Lock()
 	closed := s.closed
@@ -139,12 +148,11 @@ func (d *Driver) Add(nc net.Conn, h Handler) *Conn {
 	}
 	s.mu.Unlock()
 	if closed {
-		c.closed = true // nobody else knows c yet
+		c.closed = true
 		c.end = &ending{cause: ErrClosed}
 		c.sever(false, true)
-		go h.Closed(ErrClosed)
+		go c.h.Closed(ErrClosed)
 	}
-	return c
 }
 
 // Close closes every connection and returns when the last Closed, and every

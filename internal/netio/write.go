@@ -53,6 +53,7 @@ func (c *Conn) enqueue(b []byte) error {
 			c.writing = true
 			c.drainLocked()
 		}
+		c.wakeLocked()
 	}
 	c.mu.Unlock()
 	return err
@@ -274,6 +275,7 @@ func (c *Conn) shutDown(last []byte, cut, fin bool, wait time.Duration) {
 		c.writing = true
 		c.flushLocked()
 	}
+	c.wakeLocked()
 }
 
 // Queued is what is queued: its cost as in Config.QueueBytes, and the number
