@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"unicode/utf8"
 
 	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/pushjson"
+	"github.com/embedpush/push/internal/sio"
 	"github.com/embedpush/push/internal/wire"
 )
 
@@ -21,11 +23,18 @@ const (
 	dialectMsgpack
 	dialectMPush     // packets, which each connection seals for itself
 	dialectMPushJSON // the same as JSON in text messages of a WebSocket
+	dialectSocketIO4 // Socket.IO protocol 4, of clients 2.x
+	dialectSocketIO5 // protocol 5, of clients 3.x and 4.x: only opaque bytes look different
+	dialectSocketIOPacked
 	dialects
 )
 
 // protocols are the names that Conn.Protocol and Login.Protocol tell.
-var protocols = [dialects]string{dialectJSON: "push.json", dialectMsgpack: "push.msgpack", dialectMPush: "mpush", dialectMPushJSON: "mpush.json"}
+var protocols = [dialects]string{
+	dialectJSON: "push.json", dialectMsgpack: "push.msgpack",
+	dialectMPush: "mpush", dialectMPushJSON: "mpush.json",
+	dialectSocketIO4: "socket.io.4", dialectSocketIO5: "socket.io.5", dialectSocketIOPacked: "socket.io.msgpack",
+}
 
 // subprotocols are the WebSocket subprotocols that name a dialect. Over mpush
 // the first frame says whether it is packets or JSON.
@@ -33,13 +42,30 @@ var subprotocols = protocols[:dialectMPush+1]
 
 // device reports whether it is a dialect of mpush: then pushes that want an
 // ack go out a few at a time, and a connection is nowhere without a user.
-func (d dialect) device() bool { return d >= dialectMPush }
+func (d dialect) device() bool { return d == dialectMPush || d == dialectMPushJSON }
+
+// form is how Socket.IO packets are written for it.
+func (d dialect) form() sio.Form {
+	return [...]sio.Form{sio.Old, sio.New, sio.Packed}[d-dialectSocketIO4]
+}
+
+// dialectOf is the dialect of Socket.IO packets that are written so.
+func dialectOf(f sio.Form) dialect {
+	switch f {
+	case sio.Old:
+		return dialectSocketIO4
+	case sio.Packed:
+		return dialectSocketIOPacked
+	}
+	return dialectSocketIO5
+}
 
 // encoded is one push as the bytes of each dialect, made at most once. While
 // its owner alone has it, frame makes what is missing; share makes what the
 // connections there are need, and from then on it only changes hands.
 type encoded struct {
 	e      *Engine
+	space  string // the Socket.IO namespace of all its connections; "": "/"
 	event  string
 	value  wire.Value // until share: the caller's or a scratch's bytes
 	ack    uint32     // 0: none wanted
@@ -65,8 +91,16 @@ func (p *encoded) frame(d dialect) ([]byte, Status) {
 	f, status := p.build(d)
 	if !p.shared {
 		p.frames[d], p.cannot[d] = f, status
+		if (d == dialectSocketIO4 || d == dialectSocketIO5) && !p.binary() { // one frame for both
+			p.frames[dialectSocketIO4], p.frames[dialectSocketIO5] = f, f
+		}
 	}
 	return f, status
+}
+
+// binary reports whether there are opaque bytes in it.
+func (p *encoded) binary() bool {
+	return sio.Binary(p.value) || slices.ContainsFunc(p.parts, (*encoded).binary)
 }
 
 func (p *encoded) build(d dialect) ([]byte, Status) {
@@ -96,6 +130,8 @@ func (p *encoded) build(d dialect) ([]byte, Status) {
 			return f, 0
 		}
 		return nil, Unsupported
+	case dialectSocketIO4, dialectSocketIO5, dialectSocketIOPacked:
+		s.frame = sio.AppendEvent(s.frame[:0], d.form(), p.space, p.event, p.value, p.ack)
 	case dialectMsgpack:
 		s.frame = pushjson.AppendPush(s.frame[:0], pushjson.Msgpack, p.event, p.value, p.ack, p.auto)
 	default:
@@ -147,7 +183,7 @@ func (p *encoded) content() ([]byte, Status) {
 // the dialects that e's connections speak. (p itself stays on the stack.)
 func (p *encoded) share(e *Engine) *encoded {
 	q := &encoded{
-		e: e, event: p.event, value: wire.Value{JSON: bytes.Clone(p.value.JSON), Bytes: bytes.Clone(p.value.Bytes)},
+		e: e, space: p.space, event: p.event, value: p.value.Clone(),
 		ack: p.ack, auto: p.auto, frames: p.frames, cannot: p.cannot,
 	}
 	for d := range dialects {
@@ -176,7 +212,7 @@ func join(items []*item) *encoded {
 }
 
 // size is about what one frame of the push needs.
-func (p *encoded) size() int { return len(p.value.JSON) + len(p.value.Bytes) + len(p.event) + 32 }
+func (p *encoded) size() int { return p.value.Size() + len(p.event) + len(p.space) + 32 }
 
 // scratch is memory for encoding one value and one frame.
 type scratch struct {
@@ -198,8 +234,9 @@ func (s *scratch) release() {
 	}
 }
 
-// encode makes a value of what a program gave: []byte are opaque bytes,
-// anything else is JSON. The result lives until s is used again.
+// encode makes a value of what a program gave: []byte are opaque bytes, Args
+// are several values, anything else is JSON. The result lives until s is used
+// again.
 func (s *scratch) encode(data any) (wire.Value, error) {
 	switch v := data.(type) {
 	case nil:
@@ -210,20 +247,56 @@ func (s *scratch) encode(data any) (wire.Value, error) {
 		}
 		return wire.Value{Bytes: v}, nil
 	case Args:
-		if v == nil {
-			data = Args{}
-		}
+		return s.encodeArgs(v)
 	}
 	s.value.Reset()
-	if err := s.json.Encode(data); err != nil {
-		return wire.Value{}, fmt.Errorf("push: encode Data: %w", err)
+	if err := s.append(data); err != nil {
+		return wire.Value{}, err
 	}
+	return wire.Value{JSON: s.value.Bytes()}, nil
+}
+
+// append appends data's JSON to s.value.
+func (s *scratch) append(data any) error {
+	from := s.value.Len()
+	if err := s.json.Encode(data); err != nil {
+		return fmt.Errorf("push: encode Data: %w", err)
+	}
+	s.value.Truncate(s.value.Len() - 1) // the newline
 	// encoding/json passes a RawMessage's bytes on; a client would end its
 	// connection over text that is not UTF-8.
-	if !utf8.Valid(s.value.Bytes()) {
-		return wire.Value{}, errors.New("push: Data is not UTF-8")
+	if !utf8.Valid(s.value.Bytes()[from:]) {
+		return errors.New("push: Data is not UTF-8")
 	}
-	return wire.Value{JSON: bytes.TrimSuffix(s.value.Bytes(), []byte("\n"))}, nil
+	return nil
+}
+
+// encodeArgs makes a value of several: the JSON array of them, in which opaque
+// bytes are base64, and each by itself.
+func (s *scratch) encodeArgs(args Args) (wire.Value, error) {
+	v := wire.Value{Args: make([]wire.Value, len(args))}
+	ends := make([]int, len(args))
+	s.value.Reset()
+	s.value.WriteByte('[')
+	for i, arg := range args {
+		if i > 0 {
+			s.value.WriteByte(',')
+		}
+		if err := s.append(arg); err != nil {
+			return wire.Value{}, err
+		}
+		v.Args[i].Bytes, _ = arg.([]byte)
+		ends[i] = s.value.Len()
+	}
+	s.value.WriteByte(']')
+	v.JSON = s.value.Bytes()
+	for i, from := 0, 1; i < len(args); i++ {
+		if v.Args[i].Bytes == nil {
+			v.Args[i].JSON = v.JSON[from:ends[i]]
+		}
+		from = ends[i] + 1
+	}
+	return v, nil
 }
 
 var jsonNull = []byte("null")
@@ -296,5 +369,5 @@ func answer(reply any) (wire.Value, error) {
 	s := scratches.Get().(*scratch)
 	defer s.release()
 	v, err := s.encode(reply)
-	return wire.Value{JSON: bytes.Clone(v.JSON), Bytes: bytes.Clone(v.Bytes)}, err
+	return v.Clone(), err
 }

@@ -1,7 +1,9 @@
 package push
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -21,12 +23,15 @@ import (
 	"time"
 
 	"github.com/embedpush/push/client/js"
+	"github.com/embedpush/push/internal/eio"
 	"github.com/embedpush/push/internal/lane"
 	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
+	"github.com/embedpush/push/internal/polling"
 	"github.com/embedpush/push/internal/proxy"
 	"github.com/embedpush/push/internal/pushjson"
 	"github.com/embedpush/push/internal/rate"
+	"github.com/embedpush/push/internal/sio"
 	"github.com/embedpush/push/internal/upgrade"
 	"github.com/embedpush/push/internal/wire"
 )
@@ -63,12 +68,17 @@ func (id *ConnID) UnmarshalText(b []byte) error {
 // "Authorization: Bearer" and then stays out of access logs. A later login
 // brings its claims anew: device, os, version and tags of the one before are
 // gone, and Data is nil; the rooms stay if the user does.
+//
+// A Socket.IO client's claims are the same, from the object of its CONNECT
+// (user, token, device, os, version, tags) and, where that says nothing, from
+// the query of the request that opened its session, and of a client 2.x from
+// the query behind the namespace. userId is another name for user there.
 type Login struct {
-	Protocol  string          // "push.json", "push.msgpack", "mpush", or "mpush.json" for mpush in JSON
-	Namespace string          // "": only Socket.IO clients name others
+	Protocol  string          // "push.json", "push.msgpack", "mpush", "mpush.json" (mpush in JSON), "socket.io.4" (clients 2.x), "socket.io.5" (3.x and 4.x), "socket.io.msgpack"
+	Namespace string          // of Socket.IO, such as "/chat". "": "/", and every other protocol
 	UserID    string          // who the client says it is; "": it does not say
 	Token     string          // its proof; not kept after Authenticate
-	Auth      json.RawMessage // nil: only Socket.IO clients have one
+	Auth      json.RawMessage // Socket.IO: the object that came with the CONNECT, {} without one; nil: another protocol. Not kept
 
 	DeviceID, OS, ClientVersion string
 	OSVersion                   string // mpush only
@@ -77,8 +87,8 @@ type Login struct {
 	Rooms []string // for Authenticate to set: the connection is in them before anything else can happen to it; at most 256
 
 	Remote  netip.AddrPort // the client's address; port 0 when Config.RemoteAddr told it
-	Request *http.Request  // the upgrade's, only valid during Authenticate; nil for a later login and for mpush
-	Conn    *Conn          // the connection of a later login; nil for an upgrade and a device's first BIND
+	Request *http.Request  // the upgrade's, only valid during Authenticate; nil for a later login and for mpush. Socket.IO: the one that opened the session, at every CONNECT, without a body
+	Conn    *Conn          // the connection of a later login; nil for an upgrade, a device's first BIND, and Socket.IO
 	Data    any            // for Authenticate to set: Conn.Data
 	Expires time.Time      // for Authenticate to set: then the connection is closed (4401), within a second. Zero: never
 }
@@ -157,6 +167,7 @@ type details struct {
 	class               string // of DeviceClass
 	device, os, version string
 	osVersion           string
+	space               string // the Socket.IO namespace; "": "/". The same for all identities of a Conn
 	tags                []string
 	data                any
 	expires             int64 // Login.Expires in Unix nanoseconds, 0: never
@@ -167,12 +178,12 @@ var nodetails details
 // newIdentity keeps copies: a substring of a request would keep all of it.
 func newIdentity(user, class string, l *Login) *identity {
 	who := &identity{strings.Clone(user), &nodetails}
-	if class == "" && l.DeviceID == "" && l.OS == "" && l.OSVersion == "" && l.ClientVersion == "" && len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
+	if class == "" && l.Namespace == "" && l.DeviceID == "" && l.OS == "" && l.OSVersion == "" && l.ClientVersion == "" && len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
 		return who
 	}
 	who.details = &details{
 		class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion), osVersion: strings.Clone(l.OSVersion),
-		tags: cloneAll(l.Tags), data: l.Data,
+		space: l.Namespace, tags: cloneAll(l.Tags), data: l.Data,
 	}
 	switch year := l.Expires.Year(); { // what does not fit has been, or never comes
 	case l.Expires.IsZero() || year >= 2200:
@@ -263,7 +274,7 @@ func (c *Conn) UserID() string { return c.who.Load().user }
 func (c *Conn) Login() Login {
 	who := c.who.Load()
 	l := Login{
-		Protocol: c.Protocol(), UserID: who.user, DeviceID: who.device, OS: who.os, OSVersion: who.osVersion, ClientVersion: who.version,
+		Protocol: c.Protocol(), Namespace: who.space, UserID: who.user, DeviceID: who.device, OS: who.os, OSVersion: who.osVersion, ClientVersion: who.version,
 		Tags: who.tags, Remote: c.t.remoteAddr(), Data: who.data,
 	}
 	if who.expires != 0 {
@@ -275,8 +286,9 @@ func (c *Conn) Login() Login {
 // Data is what Authenticate left in Login.Data.
 func (c *Conn) Data() any { return c.who.Load().data }
 
-// Namespace is "": only Socket.IO connections have others.
-func (c *Conn) Namespace() string { return "" }
+// Namespace is Login.Namespace: a Socket.IO client has a Conn for each
+// namespace that it joined.
+func (c *Conn) Namespace() string { return c.who.Load().space }
 
 // Protocol is Login.Protocol.
 func (c *Conn) Protocol() string { return protocols[c.dialect] }
@@ -305,6 +317,7 @@ func (c *Conn) Push(ctx context.Context, m Message) (Delivery, error) {
 	if err := c.t.e.admitPush(ctx, &p, &m, s); err != nil {
 		return Delivery{}, err
 	}
+	p.space = c.Namespace()
 	conns := [1]*Conn{c}
 	r, err := c.t.e.pushDevices(context.WithValue(ctx, connectingKey{}, c), conns[:], nil, nil, &m, &p)
 	if len(r.Deliveries) == 0 { // Async
@@ -354,8 +367,8 @@ func (c *Conn) Unbind() {
 	c.flushed()
 	c.mu.Lock()
 	old := c.who.Load()
-	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, osVersion: old.osVersion, tags: old.tags}})
-	c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll || c.dialect.device() })
+	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, osVersion: old.osVersion, space: old.space, tags: old.tags}})
+	c.leaveLocked(func(k placeKey) bool { return k.kind.in() != kindAll || c.dialect.device() })
 	dropped := c.dropLocked()
 	c.mu.Unlock()
 	dropped()
@@ -412,8 +425,8 @@ func (c *Conn) Rooms() []string {
 	defer c.mu.Unlock()
 	rooms := make([]string, 0, c.rooms)
 	for m := c.members; m != nil; m = m.next {
-		if m.place.key.kind == kindRoom {
-			rooms = append(rooms, m.place.key.name)
+		if k := m.place.key; k.kind.in() == kindRoom {
+			rooms = append(rooms, k.local())
 		}
 	}
 	return rooms
@@ -499,7 +512,7 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 		return nil, nil, ErrClosed
 	}
 	e, old := c.t.e, c.who.Load()
-	key := placeKey{kindUser, who.user}
+	key := keyOf(who.space, kindUser, who.user)
 	admit := func(pl *place) error {
 		if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
 			c.who.Store(who) // before the next one of its class looks
@@ -514,12 +527,15 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 				return nil, nil, err
 			}
 		}
-		c.leaveLocked(func(k placeKey) bool { return k.kind != kindAll })
+		c.leaveLocked(func(k placeKey) bool { return k.kind.in() != kindAll })
 		if old.user != "" {
 			dropped = c.dropLocked()
 		}
 		if m != nil {
 			m.next, c.members = c.members, m
+			if who.space != "" {
+				c.addLocked(placeKey{kindElsewhere, who.user})
+			}
 			if old.user == "" && c.dialect.device() {
 				c.addLocked(placeKey{kindAll, ""})
 			}
@@ -550,7 +566,7 @@ func (e *Engine) makeRoom(pl *place, c *Conn, class string) (replaced []*Conn, e
 		case m.conn == c:
 			n--
 		case class != "":
-			if who := m.conn.who.Load(); who.class == class && who.user == pl.key.name { // another user: it is about to leave
+			if who := m.conn.who.Load(); who.class == class && who.user == pl.key.local() { // another user: it is about to leave
 				replaced = append(replaced, m.conn)
 				n--
 			}
@@ -573,7 +589,7 @@ func (c *Conn) joinLocked(room string) (bool, error) {
 	if c.ended {
 		return false, ErrClosed
 	}
-	key := placeKey{kindRoom, room}
+	key := keyOf(c.Namespace(), kindRoom, room)
 	for m := c.members; m != nil; m = m.next {
 		if m.place.key == key {
 			return false, nil
@@ -583,7 +599,7 @@ func (c *Conn) joinLocked(room string) (bool, error) {
 		c.t.e.stats.limit(limitedRooms)
 		return false, fmt.Errorf("%w: %d rooms of one connection", ErrLimit, maxRooms)
 	}
-	key.name = strings.Clone(room)
+	key.name = strings.Clone(key.name)
 	c.addLocked(key)
 	c.rooms++
 	return true, nil
@@ -598,7 +614,8 @@ func (c *Conn) addLocked(key placeKey) {
 func (c *Conn) leave(room string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.leaveLocked(func(k placeKey) bool { return k == placeKey{kindRoom, room} })
+	key := keyOf(c.Namespace(), kindRoom, room)
+	return c.leaveLocked(func(k placeKey) bool { return k == key })
 }
 
 // leaveLocked leaves the places that match, and tells whether there were any.
@@ -611,7 +628,7 @@ func (c *Conn) leaveLocked(match func(placeKey) bool) bool {
 			continue
 		}
 		*at = m.next
-		if m.place.key.kind == kindRoom {
+		if m.place.key.kind.in() == kindRoom {
 			c.rooms--
 		}
 		c.t.e.places.remove(m)
@@ -896,11 +913,8 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 		defer c.relay()
 	}
 	var reply json.RawMessage
-	switch {
-	case v.Bytes != nil:
-		reply = append(base64.StdEncoding.AppendEncode([]byte{'"'}, v.Bytes), '"')
-	case v.JSON != nil:
-		reply = slices.Clone(v.JSON)
+	if v.JSON != nil || v.Bytes != nil || len(v.Args) > 0 {
+		reply = appendJSON(nil, v)
 	}
 	if e := c.t.e; !e.keepReply(w.flight, len(reply)) {
 		e.stats.limit(limitedReplies)
@@ -910,6 +924,27 @@ func (c *Conn) acked(id uint64, v wire.Value) bool {
 	}
 	w.flight.settle(int(w.index), Acked, reply)
 	return true
+}
+
+// appendJSON appends a value as JSON: several arguments as an array, opaque
+// bytes as a base64 string.
+func appendJSON(dst []byte, v wire.Value) []byte {
+	switch {
+	case v.JSON != nil:
+		return append(dst, v.JSON...)
+	case v.Bytes != nil:
+		return append(base64.StdEncoding.AppendEncode(append(dst, '"'), v.Bytes), '"')
+	case v.Args == nil:
+		return append(dst, jsonNull...)
+	}
+	dst = append(dst, '[')
+	for i, arg := range v.Args {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendJSON(dst, arg)
+	}
+	return append(dst, ']')
 }
 
 // end takes the connection out of every place for good. What was held is
@@ -984,15 +1019,16 @@ func (c *Conn) emptyLocked(h *held) []heldPush {
 	return all
 }
 
-// transport is one socket: the driver's connection, the protocol's state and
-// the lane on which its hooks run. It carries one Conn at a time: a page's from
-// the beginning, an mpush device's from its first BIND, and another one when
-// it binds after it was replaced.
+// transport is one socket, or one session of HTTP polling: the driver's
+// connection, the protocol's state and the lane on which its hooks run. It
+// carries one Conn at a time: a page's from the beginning, an mpush device's
+// from its first BIND, and another one when it binds after it was replaced;
+// of Socket.IO one for each namespace that the client has joined.
 type transport struct {
 	// Static after start.
 	e       *Engine
 	nc      *netio.Conn
-	session wire.Session    // what it speaks; see speaks
+	session wire.Session    // what it speaks; see speaks, and socketio
 	remote  *netip.AddrPort // nil: the socket's
 
 	conn   atomic.Pointer[Conn]   // the last one; nil: there was none. Stored by start, and by the lane
@@ -1018,18 +1054,42 @@ type device struct {
 	began   time.Time // when it was accepted, or turned to mpush
 	ws      bool      // its packets come in WebSocket messages
 
-	opening atomic.Bool                        // the session's Open runs, and nothing is read
-	open    atomic.Bool                        // the session is: HANDSHAKE or FAST_CONNECT was answered
-	counted atomic.Bool                        // it is counted out of those that are not open
-	lingers atomic.Bool                        // it ends, and has some seconds to close its side itself
-	bind    atomic.Pointer[bindRequest]        // the BIND that is not answered yet
-	asking  atomic.Pointer[context.CancelFunc] // ends the context of Authenticate
-	proxied atomic.Int32                       // HTTP requests that run
+	opening atomic.Bool                 // the session's Open runs, and nothing is read
+	open    atomic.Bool                 // the session is: HANDSHAKE or FAST_CONNECT was answered
+	counted atomic.Bool                 // it is counted out of those that are not open
+	lingers atomic.Bool                 // it ends, and has some seconds to close its side itself
+	bind    atomic.Pointer[bindRequest] // the BIND that is not answered yet
+	asking  asking
+	proxied atomic.Int32 // HTTP requests that run
 
 	// Owned by Data.
 	beats rate.Bucket // heartbeats of any kind
 	binds rate.Bucket
 	debt  bool // a BIND that binds has not paid for yet
+}
+
+// asking lets the end of a transport end the context of its Authenticate.
+type asking struct {
+	stop atomic.Pointer[context.CancelFunc]
+}
+
+// begin makes that context, which ends after d as well, if that is not 0.
+func (a *asking) begin(t *transport, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == 0 {
+		d = 365 * 24 * time.Hour
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	a.stop.Store(&cancel)
+	if t.ending() {
+		cancel()
+	}
+	return ctx, func() { a.stop.Store(nil); cancel() }
+}
+
+func (a *asking) end() {
+	if stop := a.stop.Load(); stop != nil {
+		(*stop)()
+	}
 }
 
 // bindRequest is a BIND with the time it came.
@@ -1051,21 +1111,25 @@ func (t *transport) speaks() wire.Session {
 	return t.session
 }
 
-// newTransport makes the transport of a socket that the engine counted in;
-// from here on Closed counts it out.
-func (e *Engine) newTransport(nc net.Conn, remote netip.AddrPort, counted bool) *transport {
-	t := &transport{e: e, counted: counted}
+// newTransport makes the transport of a connection that the engine counted in.
+func (e *Engine) newTransport(session wire.Session, remote netip.AddrPort, counted bool) *transport {
+	t := &transport{e: e, session: session, counted: counted}
 	if remote.Port() == 0 || counted { // Config.RemoteAddr told it, or it is needed at the end
 		t.remote = &remote
 	}
-	e.stats.accepted.Add(1)
-	t.nc = e.driver.Add(nc, t)
 	return t
 }
 
+// drive gives the transport its socket; from here on Closed counts it out.
+func (t *transport) drive(nc net.Conn) {
+	t.e.stats.accepted.Add(1)
+	t.nc = t.e.driver.Add(nc, t)
+}
+
 // newConn makes the transport's next Conn, in no place. hold: what is pushed
-// to it waits for release. An earlier one has ended.
-func (t *transport) newConn(d dialect, hold bool) *Conn {
+// to it waits for release. An earlier one has ended, or is in another
+// namespace.
+func (t *transport) newConn(d dialect, space string, hold bool) *Conn {
 	e := t.e
 	id := ConnID(e.idBase | uint64(e.connSeq.Add(1)))
 	c := &Conn{t: t, nc: t.nc, id: id, dialect: d, shard: uint8(uint64(id) % uint64(len(e.shards))), sealed: d == dialectMPush}
@@ -1073,8 +1137,13 @@ func (t *transport) newConn(d dialect, hold bool) *Conn {
 		c.held = &held{connecting: true}
 		c.holding.Store(true)
 	}
-	c.who.Store(&identity{details: &nodetails})
+	if c.who.Store(&identity{details: &nodetails}); space != "" {
+		c.who.Store(&identity{details: &details{space: space}})
+	}
 	e.stats.dialects[d].Add(1)
+	if s := t.socketio(); s != nil {
+		s.add(c)
+	}
 	t.conn.Store(c)
 	if t.ending() { // since before the Store: whoever ended it may not have seen c
 		c.end(t.why(), false)
@@ -1091,9 +1160,9 @@ func (t *transport) newConn(d dialect, hold bool) *Conn {
 // to read. The engine counted it in. It returns why the connection is not let
 // in after all; then it is being closed.
 func (e *Engine) start(nc net.Conn, d dialect, session wire.Session, who *identity, l *Login, counted bool) error {
-	t := e.newTransport(nc, l.Remote, counted)
-	t.session = session
-	c := t.newConn(d, e.cfg.OnConnect != nil)
+	t := e.newTransport(session, l.Remote, counted)
+	t.drive(nc)
+	c := t.newConn(d, "", e.cfg.OnConnect != nil)
 	t.schedulePing(uint64(c.id))
 	c.mu.Lock()
 	if !c.ended { // the engine may have been closed by now
@@ -1118,8 +1187,13 @@ func (t *transport) schedulePing(id uint64) {
 }
 
 // millis is a clock in half the memory: it wraps after 49 days, and nothing
-// that it measures takes half as long.
-func millis(t time.Time) uint32 { return uint32(t.UnixMilli()) }
+// that it measures takes half as long. Nobody sets it.
+func millis(t time.Time) uint32 { return uint32(t.Sub(epoch).Milliseconds()) }
+
+// steady is a time of which the same is true.
+func steady(t time.Time) time.Time { return epoch.Add(t.Sub(epoch)) }
+
+var epoch = time.Now()
 
 // begin begins to read.
 func (t *transport) begin() {
@@ -1139,10 +1213,10 @@ func (t *transport) begin() {
 // a Conn when it binds. The engine counted it in, also among those that are
 // not open yet.
 func (e *Engine) startDevice(nc net.Conn, remote netip.AddrPort, counted, plain, webSocket bool) {
-	t := e.newTransport(nc, remote, counted)
 	d := &device{session: mpush.NewSession(&e.mpush, plain, webSocket), began: time.Now(), ws: webSocket}
-	t.session = d.session
+	t := e.newTransport(d.session, remote, counted)
 	t.device.Store(d)
+	t.drive(nc)
 	t.schedulePing(uint64(e.connSeq.Load()))
 	t.begin()
 }
@@ -1267,6 +1341,10 @@ func (t *transport) Data(b []byte) int {
 	if t.broken {
 		return len(b)
 	}
+	s := t.socketio()
+	if s != nil {
+		s.raise()
+	}
 	used := 0
 	for used < len(b) {
 		if t.full() {
@@ -1280,6 +1358,9 @@ func (t *transport) Data(b []byte) int {
 			t.broken = true
 			t.fail(err)
 			return len(b)
+		}
+		if s != nil {
+			s.heard()
 		}
 		if ev.Kind != wire.None {
 			if ev.Kind != wire.Ping || !session.Partial() { // a ping may come inside a message
@@ -1353,7 +1434,7 @@ var (
 func (t *transport) handle(ev *wire.Event) {
 	if t.ending() {
 		if ev.Kind == wire.Closed {
-			t.nc.Close()
+			t.cut(ReasonClient)
 		}
 		return
 	}
@@ -1367,7 +1448,7 @@ func (t *transport) handle(ev *wire.Event) {
 			t.receive(m)
 		}, t)
 	case wire.Ack:
-		if c := t.conn.Load(); c != nil && c.acked(ev.ID, ev.Data) {
+		if c := t.at(ev.Space); c != nil && c.acked(ev.ID, ev.Data) {
 			return // free: it is our push that it answers
 		}
 		t.e.stats.strayAcks.Add(1)
@@ -1377,13 +1458,24 @@ func (t *transport) handle(ev *wire.Event) {
 			break
 		}
 		claim := ev.Login
+		if s := t.socketio(); s != nil {
+			space := string(ev.Space)
+			t.lane.Put(len(claim.Auth)+len(claim.Query), func() { t.enter(s, space, claim) }, t)
+			break
+		}
 		t.lane.Put(len(claim.User)+len(claim.Token), func() { t.login(claim) }, t)
 	case wire.Logout:
+		if s := t.socketio(); s != nil {
+			space := string(ev.Space)
+			t.lane.Put(0, func() { s.leave(space) }, t)
+			break
+		}
 		id := ev.ID
 		t.lane.Put(0, func() { t.logout(id) }, t)
 	case wire.Ping:
 		t.pinged(ev.Reply)
 		return
+	case wire.Pong: // heard, and to be paid for like a message
 	case wire.Open:
 		t.open(t.device.Load(), ev.Heavy)
 	case wire.Turn:
@@ -1394,6 +1486,11 @@ func (t *transport) handle(ev *wire.Event) {
 	case wire.Reply:
 		t.send(ev.Reply)
 	case wire.Closed:
+		if t.polls() {
+			t.socketio().poll.Goodbye()
+			t.cut(ReasonClient)
+			return
+		}
 		t.end(ReasonClient, false)
 		t.nc.Shut(ev.Reply, false, closeWait)
 		if n, _ := t.nc.Queued(); n == 0 {
@@ -1448,7 +1545,11 @@ func (t *transport) send(frame []byte) {
 // What came before the connection's end still counts, unless the end was that
 // nobody wants to hear from it.
 func (t *transport) receive(m *Received) {
-	e, c := t.e, t.conn.Load()
+	e, c := t.e, t.at(m.space)
+	if c == nil && t.socketio() != nil {
+		t.fail(&wire.Error{Code: wire.Protocol, Text: "message to a namespace that was not joined"})
+		return
+	}
 	if c == nil { // a device that has not bound
 		e.stats.ignored.Add(1)
 		return
@@ -1489,7 +1590,7 @@ func (t *transport) answer(m *Received, reply any, err error) []byte {
 	var v wire.Value
 	if err == nil {
 		if v, err = answer(reply); err == nil {
-			return t.speaks().Answer(nil, "", m.id, v, "")
+			return t.speaks().Answer(nil, string(m.space), m.id, v, "")
 		}
 	}
 	text := "internal error"
@@ -1498,7 +1599,7 @@ func (t *transport) answer(m *Received, reply any, err error) []byte {
 	} else {
 		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", t.id(), "user", brief(t.user()), "err", err)
 	}
-	return t.speaks().Answer(nil, "", m.id, wire.Value{}, text)
+	return t.speaks().Answer(nil, string(m.space), m.id, wire.Value{}, text)
 }
 
 func (e *Engine) unhandled(context.Context, *Conn, *Received) (any, error) {
@@ -1684,7 +1785,7 @@ func (t *transport) bind(d *device, b *bindRequest) {
 	fresh, left := false, false
 	for again := err == nil; again; {
 		if c = t.live(); c == nil {
-			c, fresh, left = t.newConn(form, true), true, false
+			c, fresh, left = t.newConn(form, "", true), true, false
 		} else {
 			c.flushed()
 			was := c.UserID()
@@ -1718,13 +1819,8 @@ func (t *transport) bind(d *device, b *bindRequest) {
 // ask asks the gate about a device's login, for as long as the device waits
 // for the answer and is there.
 func (t *transport) ask(d *device, l *Login) (*identity, error) {
-	ctx, stop := context.WithTimeout(context.Background(), longestBind)
-	defer stop()
-	d.asking.Store(&stop)
-	defer d.asking.Store(nil)
-	if t.ending() {
-		stop()
-	}
+	ctx, done := d.asking.begin(t, longestBind)
+	defer done()
 	return t.e.authenticate(ctx, l)
 }
 
@@ -1787,6 +1883,439 @@ func (t *transport) replaced(old *Conn, by *identity) {
 	}
 }
 
+// socketio is what a transport of Socket.IO has besides; it is the session, and
+// the host of its polling half.
+type socketio struct {
+	*sio.Session // Data's, but for what encodes
+
+	// Static after open.
+	t    *transport
+	poll *polling.Session // nil: it came as a WebSocket
+	born uint32           // when it was opened, by the clock of millis
+
+	beats    eio.Beat
+	raised   bool        // owned by Data: it takes MaxPayload
+	refusals uint8       // owned by the lane: CONNECTs that were refused
+	request  *request    // owned by the lane: what later CONNECTs are asked with; nil: there is none any more
+	moved    atomic.Bool // its polling has moved to a WebSocket
+	over     atomic.Bool // its polling has ended: no poll gets anything any more
+	joined   atomic.Bool // a CONNECT was let in
+	counted  atomic.Bool // it is counted out of those that are not joined
+	asking   asking
+
+	mu   sync.Mutex
+	open []*Conn // guarded by mu: one for each namespace that the client has joined
+}
+
+const (
+	upgradeTimeout  = 10 * time.Second // from the upgrade's WebSocket to its end
+	kickWait        = 5 * time.Second  // a client that hears that it is disconnected closes by itself
+	pollWait        = 30 * time.Second // for the next poll, which hears of the end
+	maxSpaces       = 8                // limits.md row 107
+	maxRefusals     = 100              // of CONNECTs on one connection
+	unjoinedPayload = 64 << 10         // what a client may send at a time before that (compatibility.md A5)
+)
+
+// socketio is nil for every other protocol.
+func (t *transport) socketio() *socketio {
+	s, _ := t.session.(*socketio)
+	return s
+}
+
+// polls tells that it is a session of HTTP polling now.
+func (t *transport) polls() bool {
+	s := t.socketio()
+	return s != nil && s.poll != nil && !s.moved.Load()
+}
+
+func (s *socketio) add(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = append(s.open, c)
+}
+
+func (s *socketio) remove(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = slices.DeleteFunc(slices.Clone(s.open), func(o *Conn) bool { return o == c }) // all's stays
+}
+
+// all are its Conns; nobody may change the slice.
+func (s *socketio) all() []*Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open[:len(s.open):len(s.open)]
+}
+
+func (s *socketio) at(space []byte) *Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.open {
+		if c.Namespace() == string(space) {
+			return c
+		}
+	}
+	return nil
+}
+
+// disconnects tells the client that it is in none of its namespaces any more.
+func (s *socketio) disconnects() (frames []byte) {
+	for _, c := range s.all() {
+		frames = sio.AppendDisconnect(frames, s.Form(), c.Namespace())
+	}
+	return frames
+}
+
+// unpend counts it out of those that are not joined.
+func (s *socketio) unpend() {
+	if !s.counted.Swap(true) {
+		s.t.e.stats.unjoined.Add(-1)
+	}
+}
+
+// raise lets a client that has joined send more at a time. It is called by
+// Data.
+func (s *socketio) raise() {
+	if !s.raised && s.joined.Load() {
+		s.raised = true
+		s.SetLimit(unlimited(s.t.e.cfg.SocketIO.MaxPayload))
+	}
+}
+
+// heard notes what the last Feed read as a sign of life. It is called by Data.
+func (s *socketio) heard() {
+	if is := s.Type(); is == eio.Pong || is != 0 && s.Revision() == eio.V3 {
+		s.beats.Heard(s.Revision(), &s.t.e.beats, is, steady(time.Now()))
+	}
+}
+
+// beat pings a client when it is time to, and ends one that gives no sign of
+// life or does not join.
+func (t *transport) beat(s *socketio, now time.Time) {
+	e := t.e
+	if wait := e.cfg.SocketIO.ConnectTimeout; wait > 0 && !s.joined.Load() && time.Duration(int32(millis(now)-s.born))*time.Millisecond >= wait {
+		e.stats.limit(limitedConnectTimeout)
+		t.shut(ReasonRefused, wire.Policy, "no CONNECT in time", true)
+		return
+	}
+	if t.nc.Paused() {
+		s.beats.Excuse(s.Revision(), &e.beats, steady(now))
+		return
+	}
+	ping, dead := s.beats.Check(s.Revision(), &e.beats, steady(now))
+	switch {
+	case ping:
+		t.send(s.Ping(nil))
+	case dead && t.polls():
+		t.cut(ReasonHeartbeat) // nobody is left to poll for a goodbye
+	case dead:
+		t.shut(ReasonHeartbeat, wire.GoingAway, "no sign of life", true)
+	}
+}
+
+// PostLimit, Alive, Posted, Broken and Upgraded are called by the polling half.
+func (s *socketio) PostLimit() int {
+	if s.joined.Load() {
+		return unlimited(s.t.e.cfg.SocketIO.MaxPayload)
+	}
+	return unjoinedPayload
+}
+
+func (s *socketio) Alive(now time.Time) bool {
+	if !s.t.ending() {
+		s.t.beat(s, now)
+	}
+	return !s.over.Load() // one that ends politely says so in its next poll
+}
+
+func (s *socketio) Posted(binary bool) { s.Body(binary) }
+
+func (s *socketio) Broken(err error) {
+	if err != nil {
+		s.t.fail(err)
+	} else {
+		s.t.cut(ReasonLost)
+	}
+}
+
+func (s *socketio) Upgraded() {
+	s.WebSocket()
+	s.moved.Store(true)
+}
+
+// openSocketIO begins a session, as a WebSocket or with polling. A client 2.x
+// is asked about now: it takes itself for connected to "/" when it has opened.
+func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask polling.Ask) {
+	refuse := func(why refusedWhy, no *upgrade.Refusal) {
+		e.stats.refused(why)
+		if no.Status == 0 {
+			return
+		}
+		if no.Header[0] != "" {
+			w.Header().Set(no.Header[0], no.Header[1])
+		}
+		polling.Refuse(w, r, no.Status, polling.Forbidden, no.Text)
+	}
+	asked, ok := keepRequest(e.untrusting(r))
+	if !ok {
+		refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusRequestHeaderFieldsTooLarge, Text: "request header too large"})
+		return
+	}
+	a, why, no := e.arrive(r)
+	if no != nil {
+		refuse(why, no)
+		return
+	}
+	defer e.depart(a)
+
+	var who *identity
+	var l *Login
+	denied := ""
+	if ask.Revision == eio.V3 {
+		var err error
+		if l, err = asked.login(dialectSocketIO4, "", a.remote, &wire.LoginClaim{}); err != nil {
+			refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusBadRequest, Text: "bad login"})
+			return
+		}
+		if who, err = e.authenticatePending(r.Context(), l); err == errMaxPending {
+			refuse(refusedMaxPending, tooManyLogins)
+			return
+		} else if err != nil {
+			why, no, _ := loginRefused(err)
+			if why != refusedUnauthorized {
+				refuse(why, no)
+				return
+			}
+			e.stats.refused(why)
+			denied = no.Text
+		}
+	}
+	if who == nil && !e.pend(&e.stats.unjoined) {
+		refuse(refusedMaxPending, tooManyLogins)
+		return
+	}
+	unpend := func() {
+		if who == nil {
+			e.stats.unjoined.Add(-1)
+		}
+	}
+	if e.draining.Load() {
+		unpend()
+		refuse(refusedDraining, shuttingDown)
+		return
+	}
+
+	s := &socketio{Session: sio.NewSession(ask.Revision, unjoinedPayload), born: millis(time.Now()), request: asked}
+	s.counted.Store(who != nil)
+	s.t = e.newTransport(s, a.remote, a.counted)
+	s.beats.Start(ask.Revision, &e.beats, steady(time.Now()))
+	hello := eio.Handshake{PingInterval: e.beats.Interval, PingTimeout: e.beats.Timeout, MaxPayload: e.cfg.SocketIO.MaxPayload}
+	if ask.WebSocket {
+		hello.SID, _ = e.sids.Make()
+		nc, unable := upgrade.Do(w, r, "")
+		if unable != nil {
+			unpend()
+			refuse(unableWhy(unable), unable)
+			return
+		}
+		a.kept = true
+		s.t.drive(nc)
+	} else {
+		s.poll = e.socketIO.NewSession(ask)
+		hello.SID, hello.Upgrade = s.poll.SID(), true
+		s.t.remote = &a.remote
+		a.kept = true
+		e.stats.accepted.Add(1)
+		s.t.nc = e.driver.AddPulled(s.t, s.poll.Wake)
+	}
+	s.t.send(eio.AppendOpen(nil, &hello))
+	switch {
+	case denied != "":
+		s.t.send(sio.AppendConnectError(nil, sio.Old, "", denied))
+	case who != nil:
+		c, err := s.t.join(s, "", who, l.Rooms)
+		if err == ErrClosed {
+		} else if err != nil {
+			s.t.notJoined(s, "", err)
+		} else if c.greet() && e.cfg.OnConnect != nil {
+			s.t.lane.Always(func() { s.t.connect(c) }, s.t)
+		} else {
+			c.release()
+		}
+	}
+	if s.poll != nil {
+		defer s.poll.Begin(w, r, s.t.nc, s)
+	}
+	s.t.begin()
+}
+
+// enter is a client's CONNECT to a namespace. It runs on the lane.
+func (t *transport) enter(s *socketio, space string, claim *wire.LoginClaim) {
+	if t.ending() {
+		return
+	}
+	e := t.e
+	switch {
+	case s.at([]byte(space)) != nil:
+		if s.Revision() == eio.V4 { // 2.x: it was joined when it opened
+			t.fail(&wire.Error{Code: wire.Protocol, Text: "CONNECT to a namespace that was joined"})
+		}
+		return
+	case space != "" && e.cfg.SocketIO.Namespace == nil:
+		t.notJoined(s, space, errNoSpace)
+		return
+	case s.request == nil: // it left "/", and comes back: the gate would have to be asked without its request
+		t.shut(ReasonClient, wire.GoingAway, "", false)
+		return
+	case len(s.all()) >= maxSpaces:
+		e.stats.limit(limitedNamespaces)
+		t.fail(&wire.Error{Code: wire.Policy, Text: "too many namespaces"})
+		return
+	}
+	l, err := s.request.login(dialectOf(s.Form()), space, t.remoteAddr(), claim)
+	if err != nil {
+		t.notJoined(s, space, Refuse("bad login"))
+		return
+	}
+	who, err := t.asks(s, space, l)
+	var c *Conn
+	if err == nil {
+		c, err = t.join(s, space, who, l.Rooms)
+	}
+	switch {
+	case err == ErrClosed || t.ending():
+	case err != nil:
+		t.notJoined(s, space, err)
+	case c.greet() && e.cfg.OnConnect != nil: // before whatever came behind the CONNECT, which waits on this lane
+		t.connect(c)
+	default:
+		c.release()
+	}
+}
+
+// asks asks the gate, and Namespace, about a CONNECT.
+func (t *transport) asks(s *socketio, space string, l *Login) (*identity, error) {
+	ctx, done := s.asking.begin(t, t.e.cfg.Limits.AuthTimeout)
+	defer done()
+	who, err := t.e.authenticate(ctx, l)
+	if err != nil || space == "" {
+		return who, err
+	}
+	if t.e.hook("SocketIO.Namespace", 0, func() {
+		if err = t.e.cfg.SocketIO.Namespace(ctx, space, l); err == nil {
+			err = ctx.Err()
+		}
+		err = verdict(err)
+	}) {
+		return nil, errPanic
+	}
+	if err == ErrUnauthorized {
+		err = errNoSpace
+	}
+	return who, err
+}
+
+var errNoSpace = Refuse("Invalid namespace")
+
+// join makes the Conn of a namespace, in its places, and tells the client. What
+// is pushed to it waits for release.
+func (t *transport) join(s *socketio, space string, who *identity, rooms []string) (*Conn, error) {
+	c := t.newConn(dialectOf(s.Form()), space, true)
+	c.mu.Lock()
+	if !c.ended {
+		c.addLocked(keyOf(space, kindAll, ""))
+	}
+	c.mu.Unlock()
+	if err := c.bind(who, cloneAll(rooms)); err != nil {
+		c.end(ReasonRefused, false)
+		s.remove(c)
+		return nil, err
+	}
+	s.joined.Store(true)
+	s.unpend()
+	if t.e.cfg.SocketIO.Namespace == nil {
+		s.request = nil // there is no other to join
+	}
+	t.send(sio.AppendConnect(nil, s.Form(), space, c.id.String()))
+	return c, nil
+}
+
+// notJoined answers a CONNECT that was not let in: a refusal with its text;
+// anything else closes the transport, so that the client comes back.
+func (t *transport) notJoined(s *socketio, space string, err error) {
+	why, no, code := loginRefused(err)
+	t.e.stats.refused(why)
+	switch {
+	case errors.Is(err, errPanic):
+		t.panicked()
+	case why == refusedLater:
+		t.shut(ReasonRefused, code, no.Text, false)
+	case s.refusals == maxRefusals:
+		t.fail(&wire.Error{Code: wire.Policy, Text: "too many refused CONNECTs"})
+	default:
+		s.refusals++
+		t.send(sio.AppendConnectError(nil, s.Form(), space, no.Text))
+	}
+}
+
+// leave is a client's leaving a namespace. It runs on the lane.
+func (s *socketio) leave(space string) {
+	if c := s.at([]byte(space)); c != nil {
+		c.end(ReasonClient, true)
+		s.remove(c)
+	}
+}
+
+// request is what is kept of the request that opened a Socket.IO session, until
+// the client has joined every namespace that it can.
+type request struct {
+	text string // as it came, but for headers that are about the connection
+	ctx  context.Context
+	tls  *tls.ConnectionState
+}
+
+const maxRequest = 16 << 10
+
+// connectionHeaders say nothing about who asks.
+var connectionHeaders = map[string]bool{
+	"Connection": true, "Upgrade": true, "Accept-Encoding": true, "Sec-Websocket-Key": true,
+	"Sec-Websocket-Version": true, "Sec-Websocket-Extensions": true, "Sec-Websocket-Protocol": true,
+}
+
+// keepRequest is false for one that is too large to be kept.
+func keepRequest(r *http.Request) (*request, bool) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\n", r.URL.RequestURI(), r.Host)
+	r.Header.WriteSubset(&b, connectionHeaders)
+	b.WriteString("\r\n")
+	return &request{strings.Clone(b.String()), context.WithoutCancel(r.Context()), r.TLS}, b.Len() <= maxRequest
+}
+
+// login is the login that a CONNECT claims.
+func (k *request) login(d dialect, space string, remote netip.AddrPort, claim *wire.LoginClaim) (*Login, error) {
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(k.text)))
+	if err != nil {
+		return nil, err
+	}
+	r = r.WithContext(k.ctx)
+	r.RemoteAddr, r.TLS = remote.String(), k.tls
+	if claim.Query != "" {
+		r.URL.RawQuery = claim.Query + "&" + r.URL.RawQuery // the first one counts
+	}
+	l := claims(r, d, remote)
+	l.Namespace, l.Auth = space, json.RawMessage("{}")
+	if claim.Auth != nil {
+		l.Auth = claim.Auth
+	}
+	l.UserID = cmp.Or(claim.User, l.UserID, r.URL.Query().Get("userId"))
+	l.Token = cmp.Or(claim.Token, l.Token)
+	l.DeviceID, l.OS, l.ClientVersion = cmp.Or(claim.Device, l.DeviceID), cmp.Or(claim.OS, l.OS), cmp.Or(claim.Version, l.ClientVersion)
+	if claim.Tags != nil {
+		l.Tags = claim.Tags
+	}
+	return l, l.check()
+}
+
 // request has an HTTP request made for a bound device and answers it, not
 // before answerFloor.
 func (t *transport) request(d *device, ev *wire.Event) {
@@ -1840,6 +2369,10 @@ func (t *transport) failLater(err error, after time.Duration) {
 	if !t.end(ReasonProtocol, false) {
 		return
 	}
+	if t.polls() { // the POST is answered by that
+		t.cut(ReasonProtocol)
+		return
+	}
 	last := t.speaks().Close(slices.Clone(broken.Reply), broken.Code, broken.Text)
 	if after > 0 {
 		time.AfterFunc(after, func() { t.goodbye(last, true) })
@@ -1851,9 +2384,13 @@ func (t *transport) failLater(err error, after time.Duration) {
 // goodbye sends the last bytes and closes when the client has read them. Over
 // TCP an mpush client sees the end by our closing alone.
 func (t *transport) goodbye(last []byte, cut bool) {
-	if d := t.device.Load(); d != nil && !d.ws {
+	d := t.device.Load()
+	switch {
+	case d != nil && !d.ws:
 		t.nc.HangUp(last, cut, closeWait)
-	} else {
+	case t.polls() && t.why() != ReasonShutdown:
+		t.nc.Shut(last, cut, pollWait)
+	default:
 		t.nc.Shut(last, cut, closeWait)
 	}
 }
@@ -1866,6 +2403,12 @@ func (t *transport) Tick(now time.Time) {
 	e, d := t.e, t.device.Load()
 	limits := &e.cfg.Limits
 	patience, pings := e.cfg.Heartbeat+heartbeatGrace, true
+	if s := t.socketio(); s != nil {
+		if t.beat(s, now); t.ending() {
+			return
+		}
+		patience, pings = 365*24*time.Hour, false
+	}
 	if d != nil {
 		if !d.open.Load() {
 			if limits.LoginTimeout > 0 && now.Sub(d.began) >= limits.LoginTimeout {
@@ -1887,8 +2430,8 @@ func (t *transport) Tick(now time.Time) {
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
 	}
-	if c := t.conn.Load(); c != nil && c.gone.Load() == 0 {
-		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at {
+	for c := range t.conns {
+		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at && c.gone.Load() == 0 {
 			t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
 			return
 		}
@@ -1928,6 +2471,9 @@ func (t *transport) Closed(err error) {
 	if t.counted {
 		e.addrs.leave(t.remote.Addr())
 	}
+	if s := t.socketio(); s != nil && s.poll != nil {
+		s.poll.End()
+	}
 	e.live.Done()
 	e.left()
 }
@@ -1950,16 +2496,39 @@ func (t *transport) end(why Reason, flush bool) bool {
 	if !t.ends.CompareAndSwap(0, 1+uint32(reasonIndex(why))) {
 		return false
 	}
-	if c := t.conn.Load(); c != nil {
+	for c := range t.conns {
 		c.end(why, flush)
 	}
 	if d := t.device.Load(); d != nil {
 		t.e.unpend(d)
-		if stop := d.asking.Load(); stop != nil {
-			(*stop)()
-		}
+		d.asking.end()
+	}
+	if s := t.socketio(); s != nil {
+		s.unpend()
+		s.asking.end()
 	}
 	return true
+}
+
+// conns yields its Conns.
+func (t *transport) conns(yield func(*Conn) bool) {
+	if s := t.socketio(); s != nil {
+		for _, c := range s.all() {
+			if !yield(c) {
+				return
+			}
+		}
+	} else if c := t.conn.Load(); c != nil {
+		yield(c)
+	}
+}
+
+// at is its Conn in a namespace, nil without one.
+func (t *transport) at(space []byte) *Conn {
+	if s := t.socketio(); s != nil {
+		return s.at(space)
+	}
+	return t.conn.Load()
 }
 
 // shut ends the transport politely: what is queued (with cut only what is
@@ -1968,11 +2537,20 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 	if !t.end(why, !cut) {
 		return false
 	}
-	d, c := t.device.Load(), t.conn.Load()
-	if d != nil && code == wire.Kicked && c != nil {
+	d, c, s := t.device.Load(), t.conn.Load(), t.socketio()
+	switch {
+	case d != nil && code == wire.Kicked && c != nil:
 		t.nc.Shut(d.session.Close(c.kickNote(d), code, text), cut, deviceWait)
 		d.lingers.Store(true)
-	} else {
+	case s != nil && (code == wire.Kicked || code == wire.Replaced || code == wire.Unauthorized):
+		// It would come back if it were closed without a word.
+		if t.polls() { // it closes by a POST
+			t.nc.Write(s.disconnects())
+			time.AfterFunc(kickWait, func() { t.cut(why) })
+		} else {
+			t.nc.Shut(s.disconnects(), cut, kickWait)
+		}
+	default:
 		t.goodbye(t.speaks().Close(nil, code, text), cut)
 	}
 	return true
@@ -2006,6 +2584,9 @@ func (c *Conn) kickNote(d *device) []byte {
 // cut ends the transport at once.
 func (t *transport) cut(why Reason) {
 	t.end(why, false)
+	if s := t.socketio(); s != nil {
+		s.over.Store(true)
+	}
 	t.nc.Close()
 }
 
@@ -2014,6 +2595,7 @@ type Received struct {
 	Event string // its name, 1 to 256 bytes of UTF-8 without control characters; "" from an mpush device
 
 	value   wire.Value
+	space   []byte // the Socket.IO namespace it is for
 	id      uint64 // of the answer
 	wanted  bool   // the client wants one
 	untyped bool   // its bytes may be JSON as well
@@ -2023,38 +2605,47 @@ func newReceived(ev *wire.Event, untyped bool) *Received {
 	return &Received{
 		untyped: untyped,
 		Event:   string(ev.Name), id: ev.ID, wanted: ev.HasID,
-		value: wire.Value{JSON: slices.Clone(ev.Data.JSON), Bytes: slices.Clone(ev.Data.Bytes)},
+		value: ev.Data.Clone(), space: bytes.Clone(ev.Space),
 	}
 }
 
-func (m *Received) size() int { return len(m.Event) + len(m.value.JSON) + len(m.value.Bytes) }
+func (m *Received) size() int { return len(m.Event) + m.value.Size() }
 
-// Args is how many arguments came: 0 or 1.
+// Args is how many arguments came: 0 or 1, and of Socket.IO any number.
 func (m *Received) Args() int {
-	if m.value.JSON == nil && m.value.Bytes == nil {
+	switch {
+	case m.value.Args != nil:
+		return len(m.value.Args)
+	case m.value.JSON == nil && m.value.Bytes == nil:
 		return 0
 	}
 	return 1
 }
 
-// Bytes is argument i if it is opaque bytes, nil if it is JSON or not there.
-func (m *Received) Bytes(i int) []byte {
-	if i != 0 {
-		return nil
+// arg is argument i, the zero Value if it is not there.
+func (m *Received) arg(i int) wire.Value {
+	switch {
+	case m.value.Args == nil && i == 0:
+		return m.value
+	case i >= 0 && i < len(m.value.Args):
+		return m.value.Args[i]
 	}
-	return m.value.Bytes
+	return wire.Value{}
 }
+
+// Bytes is argument i if it is opaque bytes, nil if it is JSON or not there.
+// Bytes inside of an object or array that Socket.IO carries are base64 strings
+// in its JSON.
+func (m *Received) Bytes(i int) []byte { return m.arg(i).Bytes }
 
 // JSON is argument i as JSON: opaque bytes as a base64 string, null if it is
 // not there.
 func (m *Received) JSON(i int) json.RawMessage {
-	switch {
-	case i == 0 && m.value.JSON != nil:
-		return m.value.JSON
-	case i == 0 && m.value.Bytes != nil:
-		return append(base64.StdEncoding.AppendEncode([]byte{'"'}, m.value.Bytes), '"')
+	if arg := m.arg(i); arg.JSON == nil {
+		return appendJSON(nil, arg)
+	} else {
+		return arg.JSON
 	}
-	return json.RawMessage(jsonNull)
 }
 
 // Decode decodes the arguments, in order, as encoding/json does; opaque bytes
@@ -2094,7 +2685,8 @@ type handler struct {
 // client that asked for an answer gets reply, or err's text if it is a Refuse;
 // any other error is answered "internal error" and logged. An mpush device's
 // messages are event ""; the answer is an ACK if err is nil, without reply, and
-// none otherwise. ctx ends with the connection. On may be called at any time; a second handler of one event
+// none otherwise. A Socket.IO client's callback gets reply, which may be Args,
+// or an object whose error is err's text; c tells the namespace. ctx ends with the connection. On may be called at any time; a second handler of one event
 // panics.
 func On[T any](e *Engine, event string, h func(ctx context.Context, c *Conn, in T) (reply any, err error)) {
 	e.handlersMu.Lock()
@@ -2137,7 +2729,7 @@ var errMaxPending = errors.New("push: too many logins at once")
 // authenticate asks the gate. The error is ErrUnauthorized (perhaps with a
 // text), errPanic, or anything else for "not now".
 func (e *Engine) authenticate(ctx context.Context, l *Login) (*identity, error) {
-	claimed := l.UserID
+	claimed, space := l.UserID, l.Namespace
 	user := ""
 	var err error
 	if e.cfg.Authenticate == nil {
@@ -2174,7 +2766,7 @@ func (e *Engine) authenticate(ctx context.Context, l *Login) (*identity, error) 
 			return nil, ErrUnauthorized
 		}
 	}
-	l.UserID = user
+	l.UserID, l.Namespace = user, space
 	if err := l.check(); err != nil {
 		e.log.Error("push: Authenticate let in what cannot be", "err", err)
 		return nil, err
@@ -2232,8 +2824,10 @@ func clientText(err error) string {
 	return ErrUnauthorized.Error()
 }
 
-// ServeHTTP takes WebSockets, and serves the page's client where the path ends
-// in /push.js. A request that does not ask for a WebSocket gets 426.
+// ServeHTTP takes WebSockets; the clients of Socket.IO, where the path's last
+// element is socket.io or the query has EIO or transport; and serves the page's
+// client where the path ends in /push.js. Any other request that does not ask
+// for a WebSocket gets 426.
 func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path.Base(r.URL.Path) == "push.js" {
 		w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
@@ -2243,9 +2837,24 @@ func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "push.js", time.Time{}, bytes.NewReader(js.Push))
 		return
 	}
+	if speaksSocketIO(r) {
+		e.socketIO.ServeHTTP(w, r)
+		return
+	}
 	if no := e.serveWebSocket(w, r); no != nil {
 		no.Write(w)
 	}
+}
+
+func speaksSocketIO(r *http.Request) bool {
+	if path.Base(r.URL.Path) == "socket.io" {
+		return true
+	}
+	if raw := r.URL.RawQuery; !strings.Contains(raw, "EIO") && !strings.Contains(raw, "transport") {
+		return false
+	}
+	q := r.URL.Query()
+	return q.Has("EIO") || q.Has("transport")
 }
 
 var pageClientTag = fmt.Sprintf(`"%x"`, sha256.Sum256(js.Push))
@@ -2264,48 +2873,26 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if !e.allowsOrigin(r) {
 		return refuse(refusedOrigin, &upgrade.Refusal{Status: http.StatusForbidden, Text: "origin not allowed"})
 	}
-	asked := r // what the gate sees
-	if e.cfg.CheckOrigin == nil && !e.origins.Trusts(r) {
-		asked = r.Clone(r.Context())
-		asked.Header.Del("Cookie")
-		asked.Header.Del("Authorization")
+	asked := e.untrusting(r)
+	a, why, no := e.arrive(r)
+	if no != nil {
+		return refuse(why, no)
 	}
-	remote := e.remote(r)
-	if !e.enter() {
-		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
-	}
-	kept := false // whoever has the socket counts it out
-	defer func() {
-		if !kept {
-			e.live.Done()
-		}
-	}()
-	limits := &e.cfg.Limits
-	if limits.MaxConns > 0 && e.live.Len() > limits.MaxConns {
-		return refuse(refusedMaxConns, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many connections", Header: retryAfter})
-	}
-	counted, ok := e.addrs.enter(remote.Addr(), limits.MaxConnsPerAddr)
-	if !ok {
-		return refuse(refusedMaxPerAddr, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections from this address"})
-	}
-	defer func() {
-		if !kept && counted {
-			e.addrs.leave(remote.Addr())
-		}
-	}()
+	defer e.depart(a)
+	remote, counted := a.remote, a.counted
 
 	named := upgrade.Negotiate(r, subprotocols)
 	d := dialect(max(named, int(dialectJSON)))
 	if d == dialectMPush { // who it is, it says in its BIND
 		if !e.pend(&e.stats.unopened) {
-			return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
+			return refuse(refusedMaxPending, tooManyLogins)
 		}
 		nc, unable := upgrade.Do(w, r, protocols[d])
 		if unable != nil {
 			e.stats.unopened.Add(-1)
 			return refuse(unableWhy(unable), unable)
 		}
-		kept = true
+		a.kept = true
 		e.startDevice(nc, remote, counted, true, true)
 		return nil
 	}
@@ -2315,10 +2902,10 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	}
 	who, err := e.authenticatePending(r.Context(), l)
 	if err == errMaxPending {
-		return refuse(refusedMaxPending, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter})
+		return refuse(refusedMaxPending, tooManyLogins)
 	}
 	if e.draining.Load() {
-		return refuse(refusedDraining, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter})
+		return refuse(refusedDraining, shuttingDown)
 	}
 	if err == nil && who.user != "" { // bind decides; this is for the status
 		err = e.places.ask(placeKey{kindUser, who.user}, func(pl *place) error {
@@ -2326,10 +2913,8 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 			return err
 		})
 	}
-	var no *upgrade.Refusal
 	var code wire.Code
 	if err != nil {
-		var why refusedWhy
 		why, no, code = loginRefused(err)
 		e.stats.refused(why)
 		if r.Header.Get("Origin") == "" {
@@ -2340,7 +2925,7 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	if unable != nil {
 		return refuse(unableWhy(unable), unable)
 	}
-	kept = true
+	a.kept = true
 	if no != nil { // a page cannot see an HTTP status: it gets a close code
 		e.dismiss(nc, d, code, no.Text, remote.Addr(), counted)
 		return nil
@@ -2350,6 +2935,65 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 		e.stats.refused(refusedMaxPerUser)
 	}
 	return nil
+}
+
+var (
+	tooManyLogins = &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many logins at once", Header: retryAfter}
+	shuttingDown  = &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "shutting down", Header: retryAfter}
+)
+
+// arrival is a request's connection that is counted in; kept: whoever has it
+// counts it out.
+type arrival struct {
+	remote  netip.AddrPort
+	counted bool // by e.addrs
+	kept    bool
+}
+
+// arrive counts a request's connection in, or says why not. depart follows.
+func (e *Engine) arrive(r *http.Request) (*arrival, refusedWhy, *upgrade.Refusal) {
+	a := &arrival{remote: e.remote(r)}
+	if !e.enter() {
+		return nil, refusedDraining, shuttingDown
+	}
+	limits := &e.cfg.Limits
+	if limits.MaxConns > 0 && e.live.Len() > limits.MaxConns {
+		e.live.Done()
+		return nil, refusedMaxConns, &upgrade.Refusal{Status: http.StatusServiceUnavailable, Text: "too many connections", Header: retryAfter}
+	}
+	var ok bool
+	if a.counted, ok = e.addrs.enter(a.remote.Addr(), limits.MaxConnsPerAddr); !ok {
+		e.live.Done()
+		return nil, refusedMaxPerAddr, &upgrade.Refusal{Status: http.StatusTooManyRequests, Text: "too many connections from this address"}
+	}
+	return a, 0, nil
+}
+
+// depart counts out what was not kept.
+func (e *Engine) depart(a *arrival) {
+	if a.kept {
+		return
+	}
+	if a.counted {
+		e.addrs.leave(a.remote.Addr())
+	}
+	e.live.Done()
+}
+
+// untrusting is what the gate sees of a request: one from a page that is let in
+// only because all are comes without what makes it its user's.
+func (e *Engine) untrusting(r *http.Request) *http.Request {
+	if e.trustsOrigin(r) {
+		return r
+	}
+	r = r.Clone(r.Context())
+	r.Header.Del("Cookie")
+	r.Header.Del("Authorization")
+	return r
+}
+
+func (e *Engine) trustsOrigin(r *http.Request) bool {
+	return e.cfg.CheckOrigin != nil || e.origins.Trusts(r)
 }
 
 func unableWhy(no *upgrade.Refusal) refusedWhy {

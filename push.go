@@ -1,7 +1,8 @@
 // Package push is a message-push engine that lives inside a Go program. One
-// [Engine] takes browsers on an http.Handler and mpush devices on a
-// net.Listener, knows which connections belong to which user and which room,
-// and tells the caller of a push what became of it on every device.
+// [Engine] takes browsers (WebSocket, Socket.IO) on an http.Handler and mpush
+// devices on a net.Listener, knows which connections belong to which user and
+// which room, and tells the caller of a push what became of it on every
+// device.
 //
 // Nothing is stored and nothing else has to run: a push reaches who is
 // connected now, at most once, and the [Receipt] says whether it did. What is
@@ -13,9 +14,10 @@
 //			return sessions.User(ctx, l.Cookie("session"))
 //		},
 //	})
-//	go engine.Serve(listener)       // mpush devices
-//	http.Handle("/ws", engine)      // WebSocket
-//	http.Handle("/push.js", engine) // the page's client
+//	go engine.Serve(listener)          // mpush devices
+//	http.Handle("/ws", engine)         // WebSocket
+//	http.Handle("/socket.io/", engine) // Socket.IO
+//	http.Handle("/push.js", engine)    // the page's client
 //	...
 //	receipt, err := engine.PushToUser(ctx, "alice", push.Message{Event: "order", Data: order, Ack: push.AutoAck})
 package push
@@ -24,6 +26,7 @@ import (
 	"cmp"
 	"context"
 	crand "crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -46,9 +49,11 @@ import (
 	"time"
 
 	"github.com/embedpush/push/internal/accept"
+	"github.com/embedpush/push/internal/eio"
 	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
 	"github.com/embedpush/push/internal/origin"
+	"github.com/embedpush/push/internal/polling"
 	"github.com/embedpush/push/internal/proxy"
 	"github.com/embedpush/push/internal/quietlog"
 	"github.com/embedpush/push/internal/rate"
@@ -87,6 +92,12 @@ type Config struct {
 	// a handshake or a fast connect. A refusal is an ERROR after
 	// MPush.RefuseDelay ("bind failed", or the text of Refuse); any other
 	// error is not answered, and the device asks again by itself.
+	//
+	// For a Socket.IO client it is called for every CONNECT, to whichever
+	// namespace; for a client 2.x also when it opens, which is its CONNECT to
+	// "/". A refusal is a connect_error (2.x: error) with the text; any other
+	// error closes the transport (2.x when it opens: 503), and the client comes
+	// back by itself.
 	//
 	// It may change the login's Tags, Rooms, Data, DeviceID and Expires; what
 	// it leaves there counts. ctx ends after Limits.AuthTimeout, and an answer
@@ -157,6 +168,9 @@ type Config struct {
 
 	// MPush is about mpush devices, over Serve and over WebSockets.
 	MPush MPush
+
+	// SocketIO is about the clients of Socket.IO.
+	SocketIO SocketIO
 
 	// Cluster joins this node to others. nil: one node.
 	Cluster *Cluster
@@ -252,15 +266,43 @@ type Proxy struct {
 	Allow []string
 }
 
+// SocketIO is how an engine serves the clients of Socket.IO, 2.x to 4.x, over
+// WebSockets and over HTTP polling. The zero value serves them.
+type SocketIO struct {
+	// MaxPayload is the size in bytes of what a client may send at a time: one
+	// message with its attachments, or the body of one POST. Before the client
+	// is connected it is 64 KiB. 1009, 413. 0: 1 000 000; -1: no limit.
+	MaxPayload int
+
+	// ConnectTimeout is the time from a client's opening to its first CONNECT
+	// that is let in, to any namespace; then the transport is closed. A client
+	// 2.x is connected at once, or refused and then given as long. 0: 45 s; -1:
+	// no limit.
+	ConnectTimeout time.Duration
+
+	// PingInterval and PingTimeout are the heartbeat, as the client is told: a
+	// client that does not answer a ping for PingTimeout (2.x: that has sent
+	// nothing for both together) is closed. 0: 25 s and 20 s.
+	PingInterval, PingTimeout time.Duration
+
+	// Namespace decides whether a client may join a namespace other than "/";
+	// name is such as "/chat". It runs after Authenticate, on the same
+	// goroutine and with the same ctx; l is what Authenticate left. nil: it may.
+	// ErrUnauthorized: there is no such namespace for it, which is what the
+	// client reads; Refuse: its text is. Any other error: not now, the
+	// transport is closed. nil: there is only "/".
+	Namespace func(ctx context.Context, name string, l *Login) error
+}
+
 // Limits bound what one engine holds. Everywhere 0 is the default and -1 is no
 // limit, and what a limit turns away is counted in [Stats].
 type Limits struct {
 	MaxConns        int // connections; 503, and mpush devices wait to be accepted. 0: three quarters of the process's descriptors
-	MaxPending      int // upgrades whose login is undecided, and as many mpush devices without a session; as MaxConns. 0: 4 096
+	MaxPending      int // upgrades whose login is undecided, as many mpush devices without a session, and as many Socket.IO clients that are not connected; as MaxConns. 0: 4 096
 	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429, mpush as a login. 0: 64
 	MaxConnsPerAddr int // connections of one whole address, loopback not counted; 429, mpush closed after 5 s unread. 0: none
 
-	MaxMessage int // bytes of one message from a client; 1009. An mpush device has 8 KiB before its session. 0: 64 KiB
+	MaxMessage int // bytes of one message from a client; 1009. An mpush device has 8 KiB before its session; for Socket.IO it is SocketIO.MaxPayload. 0: 64 KiB
 	MaxPush    int // bytes of one push: its JSON, or its bytes, and the event's name; ErrTooLarge. 0: 1 MiB
 
 	QueueBytes      int // what one connection may have unsent, a message counting 64 extra; 4408. As much again of pushes that wait (OnConnect, MPush.Window). 0: 256 KiB
@@ -372,7 +414,7 @@ type Ack uint8
 const (
 	NoAck   Ack = iota // none: Sent is the best a device can do
 	AutoAck            // the client library answers as soon as it has the message
-	BizAck             // the client's program answers, when it has done its work; mpush: both kinds come without a Reply
+	BizAck             // the client's program answers, when it has done its work; mpush: both kinds come without a Reply; Socket.IO: both wait for the page's callback
 )
 
 // Message is what a push carries.
@@ -407,8 +449,9 @@ type Message struct {
 	Progress func(Receipt)
 }
 
-// Args are several arguments as a Message's Data or a handler's reply: a JSON
-// array.
+// Args are several arguments as a Message's Data or a handler's reply: each an
+// argument of its own for Socket.IO, where a []byte arrives as bytes; a JSON
+// array elsewhere, with a []byte as a base64 string.
 type Args []any
 
 // Audience says whom a call is for: exactly one of User, Users, Room, All and
@@ -420,8 +463,9 @@ type Audience struct {
 	All   bool     // everybody, logged in or not
 	Conn  ConnID   // this one connection
 
-	// Namespace is the Socket.IO namespace; "" and "/" are the one where
-	// WebSocket clients are, too.
+	// Namespace is the Socket.IO namespace, such as "/chat"; "" and "/" are the
+	// one where everybody else is, too. Users and rooms are looked for in it
+	// alone. With Conn, "" is any.
 	Namespace string
 
 	AnyTag     []string // with at least one of these tags
@@ -544,6 +588,11 @@ type Engine struct {
 	room       chan struct{} // poked when a connection left, or is not pending any more; never closed
 	warnPlain  sync.Once
 
+	// Socket.IO.
+	socketIO *polling.Server // static after New
+	sids     *polling.Sids   // static after New
+	beats    eio.Timing      // static after New
+
 	handlersMu sync.RWMutex
 	handlers   map[string]handler // guarded by handlersMu
 
@@ -595,6 +644,9 @@ func New(cfg Config) (*Engine, error) {
 	if err := e.setMPush(); err != nil {
 		return nil, err
 	}
+	if err := e.setSocketIO(); err != nil {
+		return nil, err
+	}
 	if cfg.OnPresence != nil {
 		e.presence = newPresence(e)
 	}
@@ -608,8 +660,9 @@ func New(cfg Config) (*Engine, error) {
 		QueueMessages: cfg.Limits.QueueMessages,
 		TotalBytes:    int64(cfg.Limits.TotalQueueBytes),
 		WriteTimeout:  cfg.Limits.WriteTimeout,
-		Tick:          min(time.Second, max(cfg.Heartbeat/5, 10*time.Millisecond)),
+		Tick:          min(time.Second, max(min(cfg.Heartbeat, e.beats.Interval, e.beats.Timeout)/5, 10*time.Millisecond)),
 	})
+	e.serveSocketIO()
 	for range min(runtime.GOMAXPROCS(0), 256) { // Conn.shard is a byte
 		e.shards = append(e.shards, newShard(e, len(e.shards)))
 	}
@@ -689,6 +742,54 @@ func (e *Engine) sessionKeys() (keys [][]byte, err error) {
 		keys = append(keys, secret.Derive(s, "mpush-session", e.clusterName()))
 	}
 	return keys, nil
+}
+
+// setSocketIO gives cfg.SocketIO its defaults.
+func (e *Engine) setSocketIO() error {
+	s := &e.cfg.SocketIO
+	s.MaxPayload = max(cmp.Or(s.MaxPayload, 1000000), 0)
+	s.ConnectTimeout = max(cmp.Or(s.ConnectTimeout, 45*time.Second), 0)
+	s.PingInterval = cmp.Or(s.PingInterval, 25*time.Second)
+	s.PingTimeout = cmp.Or(s.PingTimeout, 20*time.Second)
+	for _, d := range []time.Duration{s.PingInterval, s.PingTimeout} {
+		if d < 10*time.Millisecond || d > 24*time.Hour {
+			return fmt.Errorf("push: SocketIO.PingInterval %s and PingTimeout %s, want 10 ms to a day", s.PingInterval, s.PingTimeout)
+		}
+	}
+	e.beats = eio.Timing{Interval: s.PingInterval, Timeout: s.PingTimeout}
+	return nil
+}
+
+// serveSocketIO makes the HTTP half of it. A session id tells which node made
+// it, by a tag, and is sealed with the cluster's keys.
+func (e *Engine) serveSocketIO() {
+	var keys [][]byte
+	var tag [8]byte
+	if c := e.cfg.Cluster; c != nil {
+		for _, s := range c.Secrets {
+			keys = append(keys, secret.Derive(s, "sid", e.clusterName()))
+		}
+		sum := sha256.Sum256([]byte(e.node()))
+		copy(tag[:], sum[:])
+	}
+	if len(keys) == 0 {
+		keys = [][]byte{make([]byte, 32)}
+		crand.Read(keys[0])
+	}
+	e.sids = polling.NewSids(tag, keys...)
+	e.socketIO = polling.New(polling.Config{
+		Sids:    e.sids,
+		Timeout: upgradeTimeout,
+		Origin:  func(r *http.Request) (allowed, credentials bool) { return e.allowsOrigin(r), e.trustsOrigin(r) },
+		Open:    e.openSocketIO,
+		Refused: func(why polling.Why) {
+			if why == polling.WhyOrigin {
+				e.stats.refused(refusedOrigin)
+			} else {
+				e.stats.refused(refusedBadRequest)
+			}
+		},
+	})
 }
 
 func (e *Engine) clusterName() string {
@@ -778,9 +879,11 @@ func (e *Engine) Leave(ctx context.Context, a Audience, room string) (int, error
 	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.leave(room), nil })
 }
 
-// Kick ends every connection of an audience (close code 4410, or KICK and an
-// ERROR for an mpush device, which clients do not come back from by
-// themselves) and tells how many. text goes to the client, cut at 123 bytes.
+// Kick ends every connection of an audience (close code 4410; KICK and an
+// ERROR for an mpush device; a Socket.IO disconnect of each of its namespaces
+// and 5 s for the client to close), which clients do not come back from by
+// themselves, and tells how many. text goes to the client, cut at 123 bytes;
+// Socket.IO has no place for it.
 func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error) {
 	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil })
 }
@@ -892,6 +995,8 @@ func (a *Audience) one() error {
 		return errors.New("push: the audience has more than one of User, Users, Room, All and Conn")
 	case a.Percent < 0 || a.Percent > 100:
 		return fmt.Errorf("push: Audience.Percent is %d, want 0 to 100", a.Percent)
+	case a.Namespace != "" && a.Namespace[0] != '/':
+		return fmt.Errorf("push: Audience.Namespace is %q, want one that begins with a slash", brief(a.Namespace))
 	case a.MinVersion != "" && olderVersion(a.MinVersion, "0"):
 		return fmt.Errorf("push: Audience.MinVersion is %q, want dotted numbers", a.MinVersion)
 	}
@@ -900,29 +1005,34 @@ func (a *Audience) one() error {
 
 // filtered reports whether a narrows its selector.
 func (a *Audience) filtered() bool {
-	return len(a.AnyTag) > 0 || len(a.AllTags) > 0 || len(a.NoTag) > 0 || len(a.OS) > 0 || a.MinVersion != "" || a.Percent > 0 || len(a.Except) > 0 || a.elsewhere()
+	return len(a.AnyTag) > 0 || len(a.AllTags) > 0 || len(a.NoTag) > 0 || len(a.OS) > 0 || a.MinVersion != "" || a.Percent > 0 || len(a.Except) > 0 || a.Conn != 0 && a.Namespace != ""
 }
 
-// elsewhere reports whether a names a namespace in which nobody is.
-func (a *Audience) elsewhere() bool { return a.Namespace != "" && a.Namespace != "/" }
+// space is the namespace as Conns have it: "" for "/".
+func (a *Audience) space() string {
+	if a.Namespace == "/" {
+		return ""
+	}
+	return a.Namespace
+}
 
 // place is the room or everyone that a selects.
 func (a *Audience) place() (placeKey, bool) {
 	switch {
 	case a.Room != "":
-		return placeKey{kindRoom, a.Room}, true
+		return keyOf(a.space(), kindRoom, a.Room), true
 	case a.All:
-		return placeKey{kindAll, ""}, true
+		return keyOf(a.space(), kindAll, ""), true
 	}
 	return placeKey{}, false
 }
 
 // matches reports whether a connection passes every filter.
 func (a *Audience) matches(c *Conn) bool {
-	if a.elsewhere() || slices.Contains(a.Except, c.id) {
+	who := c.who.Load()
+	if slices.Contains(a.Except, c.id) || a.Namespace != "" && a.space() != who.space {
 		return false
 	}
-	who := c.who.Load()
 	has := func(tag string) bool { return slices.Contains(who.tags, tag) }
 	if len(a.AnyTag) > 0 && !slices.ContainsFunc(a.AnyTag, has) || slices.ContainsFunc(a.NoTag, has) {
 		return false
@@ -1004,7 +1114,7 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, o
 			dst = append(dst, c)
 		}
 	} else if a.User != "" {
-		if collect(placeKey{kindUser, a.User}) == 0 {
+		if collect(keyOf(a.space(), kindUser, a.User)) == 0 {
 			offline = []string{a.User}
 		}
 	} else {
@@ -1016,7 +1126,7 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, o
 			}
 			seen[user] = true
 			before := len(dst)
-			if collect(placeKey{kindUser, user}) == 0 {
+			if collect(keyOf(a.space(), kindUser, user)) == 0 {
 				offline = append(offline, user)
 			}
 			fresh := slices.DeleteFunc(dst[before:], func(c *Conn) bool { return found[c] })
@@ -1040,6 +1150,7 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 	if err := e.admitPush(ctx, &p, m, s); err != nil {
 		return Receipt{}, err
 	}
+	p.space = a.space()
 	var few [fewMembers]*Conn
 	if key, ok := a.place(); ok && m.Ack == NoAck && m.Rate == 0 && !a.filtered() {
 		conns, n := e.places.collectFew(few[:0], key)
@@ -1052,6 +1163,9 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 	if a.Conn != 0 && len(conns) == 0 {
 		r := Receipt{Deliveries: []Delivery{{Conn: a.Conn, Node: e.node(), Status: Offline}}}
 		return e.settled(r, m)
+	}
+	if a.Conn != 0 {
+		p.space = conns[0].Namespace()
 	}
 	if a.User != "" {
 		owners = []string{a.User}
@@ -1501,29 +1615,36 @@ func (f *flight) receipt() Receipt {
 	return r
 }
 
-// Online tells whether a user has a connection. It answers from memory.
+// Online tells whether a user has a connection, in whichever namespace. It
+// answers from memory.
 func (e *Engine) Online(userID string) bool {
-	return e.places.size(placeKey{kindUser, userID}) > 0
+	return e.places.size(placeKey{kindUser, userID}) > 0 || e.places.size(placeKey{kindElsewhere, userID}) > 0
 }
 
 // Users yields every user that has a connection, each once, in no order. What
 // comes and goes meanwhile may be missed or yielded.
 func (e *Engine) Users() iter.Seq[string] {
 	return func(yield func(string) bool) {
-		for key := range e.places.all(kindUser) {
-			if !yield(key) {
+		for user := range e.places.all(kindUser) {
+			if !yield(user) {
+				return
+			}
+		}
+		for user := range e.places.all(kindElsewhere) {
+			if e.places.size(placeKey{kindUser, user}) == 0 && !yield(user) {
 				return
 			}
 		}
 	}
 }
 
-// Rooms yields every room with the number of connections in it, in no order.
+// Rooms yields every room with the number of connections in it, in no order;
+// those of other namespaces than "/" Devices tells of.
 // What changes meanwhile may be missed or yielded.
 func (e *Engine) Rooms() iter.Seq2[string, int] { return e.places.all(kindRoom) }
 
-// Conns yields every connection of this node, in no order. What comes and
-// goes meanwhile may be missed or yielded.
+// Conns yields every connection of this node, in no order; a Socket.IO client
+// has one for each namespace that it joined. What comes and goes meanwhile may be missed or yielded.
 func (e *Engine) Conns() iter.Seq[*Conn] { return e.places.conns() }
 
 // Devices tells the connections of an audience. The error says what is wrong
@@ -1662,6 +1783,8 @@ func (e *Engine) closeAll(ctx context.Context) error {
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
 		if d := t.device.Load(); d != nil && d.lingers.Load() {
 			t.nc.HangUp(nil, false, closeWait) // there is no time for that
+		} else if t.socketio() != nil {
+			t.nc.Shut(nil, false, closeWait)
 		}
 	}
 	return e.live.Wait(ctx)
@@ -1780,8 +1903,8 @@ const slowHook = time.Second
 type Stats struct {
 	// Now.
 	Sockets     int   `json:"sockets"`      // what Limits.MaxConns counts: the connections, and devices that are not bound
-	Conns       int   `json:"conns"`        // pages, and devices that are bound or were and gave their user up
-	Pending     int   `json:"pending"`      // upgrades whose login is undecided, and mpush devices without a session
+	Conns       int   `json:"conns"`        // pages (of Socket.IO one for each namespace), and devices that are bound or were and gave their user up
+	Pending     int   `json:"pending"`      // upgrades whose login is undecided, mpush devices without a session, Socket.IO clients that are not connected
 	Users       int   `json:"users"`        // that have a connection
 	Rooms       int   `json:"rooms"`        // that have a connection in them
 	Memberships int   `json:"memberships"`  // of connections in users, rooms and everyone
@@ -1795,7 +1918,7 @@ type Stats struct {
 	Pushes      uint64            `json:"pushes"`      // calls that were let through
 	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
 	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
-	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused), accept (a listener waited), login_timeout, handshakes (not answered), proxied
+	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused), accept (a listener waited), login_timeout, handshakes (not answered), proxied; of Socket.IO: connect_timeout, namespaces (more than 8)
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
@@ -1849,10 +1972,12 @@ const (
 	limitedLoginTimeout
 	limitedHandshakes
 	limitedProxied
+	limitedConnectTimeout
+	limitedNamespaces
 	limits
 )
 
-var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies", "window", "binds", "accept", "login_timeout", "handshakes", "proxied"}
+var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies", "window", "binds", "accept", "login_timeout", "handshakes", "proxied", "connect_timeout", "namespaces"}
 
 // reasons are the counters of Stats.Closed.
 var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProtocol, ReasonRefused, ReasonSlow, ReasonKicked, ReasonReplaced, ReasonExpired, ReasonPanic, ReasonShutdown}
@@ -1861,7 +1986,7 @@ func reasonIndex(why Reason) uint8 { return uint8(slices.Index(reasons[:], why))
 
 // counters are what Stats tells.
 type counters struct {
-	pending, unopened                                    atomic.Int64           // logins of upgrades; mpush devices without a session
+	pending, unopened, unjoined                          atomic.Int64           // logins of upgrades; mpush devices without a session; Socket.IO clients without a namespace
 	dialects                                             [dialects]atomic.Int64 // connections that speak each
 	accepted, pushes, tooLarge, strayAcks                atomic.Uint64
 	received, unhandled, discarded, undecodable, ignored atomic.Uint64
@@ -1887,7 +2012,7 @@ func (s *counters) delivered(status Status, n int) {
 func (e *Engine) Stats() Stats {
 	c := &e.stats
 	s := Stats{
-		Sockets: e.live.Len(), Pending: int(c.pending.Load() + c.unopened.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
+		Sockets: e.live.Len(), Pending: int(c.pending.Load() + c.unopened.Load() + c.unjoined.Load()), QueuedBytes: e.driver.QueuedBytes() + e.held.Load(), Flights: e.flights[0].Len() + e.flights[1].Len(),
 		Accepted: c.accepted.Load(), Pushes: c.pushes.Load(), TooLarge: c.tooLarge.Load(), StrayAcks: c.strayAcks.Load(),
 		Received: c.received.Load(), Unhandled: c.unhandled.Load(), Discarded: c.discarded.Load(), Undecodable: c.undecodable.Load(), Ignored: c.ignored.Load(),
 		Detached: c.detached.Load(), Panics: c.panics.Load(), SlowHooks: c.slowHooks.Load(),

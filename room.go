@@ -6,6 +6,7 @@ import (
 	"iter"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -22,11 +23,59 @@ const (
 	kindUser kind = iota
 	kindRoom
 	kindAll // its one place has the name ""
+
+	// The same in Socket.IO's namespaces other than "/": before the name stands
+	// the namespace's, and a NUL, which is in no name.
+	kindSpaceUser
+	kindSpaceRoom
+	kindSpaceAll
+
+	// Where a user's connections in those namespaces are once more, whichever
+	// it is: who is there is online.
+	kindElsewhere
+	kinds
 )
 
 type placeKey struct {
 	kind kind
 	name string
+}
+
+// keyOf is the key of a place in a namespace; "" is "/".
+func keyOf(space string, k kind, name string) placeKey {
+	if space == "" {
+		return placeKey{k, name}
+	}
+	return placeKey{kindSpaceUser + k, space + "\x00" + name}
+}
+
+// in is the kind without regard to the namespace.
+func (k kind) in() kind {
+	if k >= kindSpaceUser && k < kindElsewhere {
+		return k - kindSpaceUser
+	}
+	return k
+}
+
+// local is the place's name without its namespace.
+func (k placeKey) local() string {
+	if k.kind >= kindSpaceUser && k.kind < kindElsewhere {
+		_, name, _ := strings.Cut(k.name, "\x00")
+		return name
+	}
+	return k.name
+}
+
+// twin is the other place that makes a user online, the zero key for a place
+// that has none.
+func (k placeKey) twin() (placeKey, bool) {
+	switch k.kind {
+	case kindUser:
+		return placeKey{kindElsewhere, k.name}, true
+	case kindElsewhere:
+		return placeKey{kindUser, k.name}, true
+	}
+	return placeKey{}, false
 }
 
 const (
@@ -48,8 +97,9 @@ type stripe struct {
 	mu      sync.Mutex
 	places  table[placeKey, *place] // guarded by mu; an empty place is not in it
 	conns   table[ConnID, *Conn]    // guarded by mu
-	counts  [kindAll + 1]int        // guarded by mu: places of each kind
-	members int                     // guarded by mu: of all places
+	counts  [kinds]int              // guarded by mu: places of each kind
+	users   int                     // guarded by mu: who is online
+	members int                     // guarded by mu: of all places, but for those elsewhere
 }
 
 // table is a map that gives memory back: it is built anew when it has shrunk
@@ -101,8 +151,30 @@ func newPlaces(shards int, p *presence) *places {
 	return &places{seed: maphash.MakeSeed(), shards: shards, presence: p}
 }
 
+// stripe is where a place is. Both of a user are in the same one.
 func (p *places) stripe(key placeKey) *stripe {
-	return &p.stripes[(maphash.String(p.seed, key.name)+uint64(key.kind))%stripeCount]
+	k := key.kind
+	if k == kindElsewhere {
+		k = kindUser
+	}
+	return &p.stripes[(maphash.String(p.seed, key.name)+uint64(k))%stripeCount]
+}
+
+// change notes that a place appeared or went. s is locked, and key not in it.
+func (p *places) change(s *stripe, key placeKey, there bool) {
+	n := 1
+	if !there {
+		n = -1
+	}
+	s.counts[key.kind] += n
+	twin, isUser := key.twin()
+	if !isUser || s.places.m[twin] != nil {
+		return
+	}
+	s.users += n
+	if p.presence != nil {
+		p.presence.change(key.name, there)
+	}
 }
 
 func (p *places) stripeOf(id ConnID) *stripe { return &p.stripes[id%stripeCount] }
@@ -121,15 +193,14 @@ func (p *places) add(c *Conn, key placeKey, admit func(*place) error) (*member, 
 	}
 	if pl == nil {
 		pl = &place{key: key}
+		p.change(s, key, true)
 		s.places.set(key, pl)
-		s.counts[key.kind]++
-		if key.kind == kindUser && p.presence != nil {
-			p.presence.change(key.name, true)
-		}
 	}
 	m := &member{conn: c, place: pl}
 	pl.insert(m, p.shards)
-	s.members++
+	if key.kind != kindElsewhere {
+		s.members++
+	}
 	return m, nil
 }
 
@@ -149,14 +220,12 @@ func (p *places) remove(m *member) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m.place.take(m)
-	s.members--
-	if m.place.n > 0 {
-		return
+	if key.kind != kindElsewhere {
+		s.members--
 	}
-	s.places.remove(key)
-	s.counts[key.kind]--
-	if key.kind == kindUser && p.presence != nil {
-		p.presence.change(key.name, false)
+	if m.place.n == 0 {
+		s.places.remove(key)
+		p.change(s, key, false)
 	}
 }
 
@@ -351,8 +420,8 @@ func (p *places) totals() (conns, users, rooms, members int) {
 		s := &p.stripes[i]
 		s.mu.Lock()
 		conns += len(s.conns.m)
-		users += s.counts[kindUser]
-		rooms += s.counts[kindRoom]
+		users += s.users
+		rooms += s.counts[kindRoom] + s.counts[kindSpaceRoom]
 		members += s.members
 		s.mu.Unlock()
 	}

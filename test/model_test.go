@@ -500,6 +500,12 @@ func (m *model) audience() (a push.Audience, conns []*modelConn, offline []strin
 		default:
 			a.Namespace = "/elsewhere"
 			keep(func(o *modelConn) bool { return false })
+			offline = nil // there nobody is
+			for _, user := range append(slices.Clone(a.Users), a.User) {
+				if user != "" && !slices.Contains(offline, user) {
+					offline = append(offline, user)
+				}
+			}
 		}
 	}
 	return a, conns, offline, fmt.Sprintf("%+v", a)
