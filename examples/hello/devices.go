@@ -5,12 +5,15 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"slices"
+
+	"github.com/embedpush/push"
 )
 
 const defaultDevices = "127.0.0.1:3000" // mpush's own port
@@ -81,6 +84,25 @@ func (s *server) announceDevices(page string) {
 	}
 	if s.stock {
 		fmt.Fprintln(s.out, "CAREFUL: the devices' key is mpush's stock key, which is public knowledge: whoever is on the way reads along. -mpush-key FILE takes your own.")
+	}
+}
+
+// sayer broadcasts what somebody has to say. It is a handler of push.On.
+type sayer func(ctx context.Context, c *push.Conn, text string) (any, error)
+
+// heard is an OnMessage. What a device sends has no event's name: it is a line
+// that its user typed, and is acknowledged when say took it. What else comes
+// here nobody knows.
+func heard(say sayer) func(context.Context, *push.Conn, *push.Received) (any, error) {
+	return func(ctx context.Context, c *push.Conn, m *push.Received) (any, error) {
+		if m.Event != "" {
+			return nil, push.Refuse("unknown event")
+		}
+		text := string(m.Bytes(0))
+		if text == "" && m.Decode(&text) != nil { // no bytes, no string
+			return nil, push.Refuse("say something")
+		}
+		return say(ctx, c, text)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"html"
@@ -202,6 +203,51 @@ func TestEveryEventOfADeviceIsALine(t *testing.T) {
 	h.console.want(t, `login +`+conn+` is "bob" on device "phone"$`)
 	phone.nc.Close()
 	h.console.want(t, `disconnected +`+conn+`, "bob": lost$`)
+}
+
+// say sends a line and, for a line that is taken, waits for its ACK.
+func (d *device) say(id int32, line string, taken bool) {
+	d.t.Helper()
+	body, flags := []byte(line), mpush.FlagBizAck
+	if !d.plain {
+		body, flags = d.cipher.Append(nil, body), flags|mpush.FlagCrypto
+	}
+	d.write(mpush.AppendPacket(nil, mpush.CmdPush, flags, id, body))
+	if !taken {
+		return
+	}
+	if p := d.want(mpush.CmdAck); p.ID != id {
+		d.t.Fatalf("the ACK is of %d, want %d", p.ID, id)
+	}
+}
+
+func TestWhatADeviceTypesIsSaidAndAcknowledged(t *testing.T) {
+	h := start(t)
+	phone := h.connect("phone", stockKey(t)).bind("alice")
+	tab := h.open("?user=bob")
+	id := int32(0)
+	for _, line := range []string{"hi from the phone", "{", `"quoted"`, strings.Repeat("é", 250)} {
+		// What is no line, or too long for one, is neither said nor acknowledged.
+		for _, bad := range []string{"", "\xff\xfe", strings.Repeat("x", 501)} {
+			id++
+			phone.say(id, bad, false)
+		}
+		id++
+		phone.say(id, line, true)
+		var got said
+		if err := json.Unmarshal(tab.wantEvent("said").Data, &got); err != nil || got != (said{"alice", line}) {
+			t.Errorf("bob read %+v, want %q of alice", got, line)
+		}
+	}
+}
+
+func TestUnknownEventsAreRefused(t *testing.T) {
+	h := start(t)
+	alice := h.open("?user=alice")
+	alice.send(map[string]any{"event": "shout", "data": "hi", "id": 7})
+	if f := alice.want("the answer", func(f frame) bool { return f.Ack == 7 }); f.Error != "unknown event" {
+		t.Errorf("the answer is %+v", f)
+	}
 }
 
 func TestAllocatorTellsTheDevicesAddress(t *testing.T) {

@@ -1,6 +1,7 @@
 // Hello is push in one small program. Open the page it prints, open it in a
 // second tab, and push to both: the receipt has one row for each. A device
-// that speaks mpush is one more; the page says how it connects.
+// that speaks mpush is one more; the page says how it connects. /socketio is a
+// page as it is written for netty-socketio, with socket.io-client.
 //
 //	go run ./examples/hello
 //
@@ -22,6 +23,7 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/embedpush/push"
 )
@@ -43,9 +45,19 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	defer s.close()
 	mux := http.NewServeMux()
+	var engine *push.Engine
+
+	// say is what a page does with event "say", and a device with each line.
+	say := func(ctx context.Context, c *push.Conn, text string) (any, error) {
+		if text == "" || len(text) > 500 || !utf8.ValidString(text) {
+			return nil, push.Refuse("say 1 to 500 bytes")
+		}
+		r, err := engine.Broadcast(ctx, push.Message{Event: "said", Data: said{c.UserID(), text}})
+		return r.Targets, err
+	}
 
 	// The fifteen lines. The page shows them.
-	engine, err := push.New(s.config(push.TrustClaims)) // whoever says to be alice is alice
+	engine, err = push.New(s.config(push.TrustClaims, say)) // whoever says to be alice is alice
 	if err != nil {
 		return err
 	}
@@ -53,27 +65,21 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	mux.Handle("/alloc", engine.Alloc()) // where a device asks for that address
 	mux.Handle("/ws", engine)            // a tab's connection
 	mux.Handle("/push.js", engine)       // the client that a page imports
+	mux.Handle("/socket.io/", engine)    // a tab's connection by socket.io-client
+	push.On(engine, "say", say)          // what one says, everybody reads
 	mux.HandleFunc("POST /push", s.receipt(func(r *http.Request, m push.Message) (push.Receipt, error) {
 		return engine.PushToUser(r.Context(), r.URL.Query().Get("user"), m)
 	}))
-	mux.HandleFunc("POST /broadcast", s.receipt(func(r *http.Request, m push.Message) (push.Receipt, error) {
-		return engine.Broadcast(r.Context(), m)
-	}))
+	mux.HandleFunc("POST /broadcast", s.receipt(func(r *http.Request, m push.Message) (push.Receipt, error) { return engine.Broadcast(r.Context(), m) }))
 	s.every(time.Second, func() { engine.Broadcast(ctx, push.Message{Event: "hello", Data: anyPoint()}) })
 	// That was all; the rest is for the page.
 
-	push.On(engine, "say", func(ctx context.Context, c *push.Conn, text string) (any, error) {
-		if text == "" || len(text) > 500 {
-			return nil, push.Refuse("say 1 to 500 bytes")
-		}
-		r, err := engine.Broadcast(ctx, push.Message{Event: "said", Data: said{c.UserID(), text}})
-		return r.Targets, err
-	})
 	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, 200, statsOf(r.Context(), engine)) })
 	mux.HandleFunc("GET /nodes", func(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, 200, append([]push.Node{}, engine.Nodes()...))
 	})
 	mux.HandleFunc("GET /{$}", s.page)
+	mux.HandleFunc("GET /socketio", socketIOPage)
 	return s.serve(ctx, engine, mux)
 }
 

@@ -459,13 +459,13 @@ func TestOriginFlagLetsPagesConnect(t *testing.T) {
 		return code
 	}
 	h := start(t)
-	for origin, want := range map[string]int{h.url: 101, "https://shop.example": 403, "null": 403} {
+	for origin, want := range map[string]int{h.url: 101, "null": 101, "http://localhost:3000": 101, "https://shop.example": 403} {
 		if got := from(h, origin); got != want {
 			t.Errorf("without -origin, %s got %d, want %d", origin, got, want)
 		}
 	}
 	h = start(t, "-origin", "https://shop.example, null")
-	for origin, want := range map[string]int{"https://shop.example": 101, "null": 101, "https://evil.example": 403} {
+	for origin, want := range map[string]int{"https://shop.example": 101, "null": 101, "https://evil.example": 403, "http://localhost:3000": 403} {
 		if got := from(h, origin); got != want {
 			t.Errorf("with -origin, %s got %d, want %d", origin, got, want)
 		}
@@ -473,6 +473,159 @@ func TestOriginFlagLetsPagesConnect(t *testing.T) {
 	h = start(t, "-origin", "*")
 	if got := from(h, "https://any.example"); got != 101 {
 		t.Errorf("with -origin *, any page got %d, want 101", got)
+	}
+}
+
+func TestPagesOfThisMachineAndFromDiskMayConnect(t *testing.T) {
+	for _, c := range []struct {
+		host   string
+		origin []string
+		want   bool
+	}{
+		{"127.0.0.1:9092", nil, true}, // not from a page
+		{"127.0.0.1:9092", []string{"null"}, true},
+		{"127.0.0.1:9092", []string{"http://127.0.0.1:9092"}, true},
+		{"127.0.0.1:9092", []string{"http://127.0.0.1:8080"}, true},
+		{"127.0.0.1:9092", []string{"http://127.0.0.1"}, true},
+		{"127.0.0.1:9092", []string{"https://localhost:8443"}, true},
+		{"127.0.0.1:9092", []string{"http://LocalHost"}, true},
+		{"127.0.0.1:9092", []string{"http://[::1]:8080"}, true},
+		{"[::1]:9092", []string{"http://[::1]"}, true},
+		{"192.0.2.1:9092", []string{"http://192.0.2.1:9092"}, true},
+		{"hello.example:9092", []string{"https://Hello.example:9092"}, true},
+
+		{"192.0.2.1:9092", []string{"http://192.0.2.1:8080"}, false},
+		{"192.0.2.1:9092", []string{"http://192.0.2.2:9092"}, false},
+		{"127.0.0.1:9092", []string{"https://shop.example"}, false},
+		{"127.0.0.1:9092", []string{"http://localhost.evil.example"}, false},
+		{"127.0.0.1:9092", []string{"http://evil.example:9092"}, false},
+		{"127.0.0.1:9092", []string{"http://127.0.0.1.evil.example:9092"}, false},
+		{"127.0.0.1:9092", []string{"http://localhost@evil.example"}, false},
+		{"127.0.0.1:9092", []string{"http://evil.example@localhost"}, false},
+		{"127.0.0.1:9092", []string{"http://localhost/evil"}, false},
+		{"127.0.0.1:9092", []string{"chrome-extension://localhost"}, false},
+		{"127.0.0.1:9092", []string{"file://"}, false},
+		{"127.0.0.1:9092", []string{"localhost"}, false},
+		{"127.0.0.1:9092", []string{"NULL"}, false},
+		{"127.0.0.1:9092", []string{"http://%zz"}, false},
+		{"127.0.0.1:9092", []string{""}, false},
+		{"", []string{"http://"}, false},
+		{"127.0.0.1:9092", []string{"null", "https://evil.example"}, false},
+		{"127.0.0.1:9092", []string{"http://localhost", "http://localhost"}, false},
+	} {
+		r, err := http.NewRequest("GET", "/ws", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = c.host
+		if c.origin != nil {
+			r.Header["Origin"] = c.origin
+		}
+		if got := near(r); got != c.want {
+			t.Errorf("origin %q at %s: %v, want %v", c.origin, c.host, got, c.want)
+		}
+	}
+}
+
+func TestSocketIOPageIsServed(t *testing.T) {
+	h := start(t)
+	code, headers, body := h.ask("GET", "/socketio", "")
+	if code != 200 || !strings.HasPrefix(headers.Get("Content-Type"), "text/html") {
+		t.Errorf("GET /socketio answered %d %s", code, headers.Get("Content-Type"))
+	}
+	for _, text := range []string{`id="x"`, `id="y"`, `id="problem"`, "io.connect(server)", "socket.on('hello', function (data) {", "$('#x').text(data.x)", "$('#y').text(data.y)", "'http://" + defaultAddr + "'"} {
+		if !strings.Contains(body, text) {
+			t.Errorf("the page does not say %s", text)
+		}
+	}
+	scripts := regexp.MustCompile(`<script src="[^"]*"[^>]*>`).FindAllString(body, -1)
+	for _, script := range scripts {
+		if !regexp.MustCompile(`src="https://.* integrity="sha256-[\w+/]{43}=" crossorigin="anonymous"`).MatchString(script) {
+			t.Errorf("what %s loads can be replaced under way", script)
+		}
+	}
+	if len(scripts) != 2 || !strings.Contains(scripts[0], "/jquery-") || !strings.Contains(scripts[1], "/socket.io/2.3.0/") {
+		t.Errorf("it loads %q, want jQuery and socket.io-client 2.3.0", scripts)
+	}
+	onDisk, err := os.ReadFile("socketio.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body != string(onDisk) {
+		t.Error("from disk the page is another one")
+	}
+	if _, _, first := h.ask("GET", "/", ""); !strings.Contains(first, `href="/socketio"`) {
+		t.Error("the first page does not link to it")
+	}
+}
+
+// TestSocketIOPageGetsHelloEachSecond from its own origin, from disk, and from
+// another server of this machine.
+func TestSocketIOPageGetsHelloEachSecond(t *testing.T) {
+	h := start(t)
+	for _, origin := range []string{h.url, "null", "http://localhost:3000"} {
+		ws, _, err := websocket.DefaultDialer.Dial("ws"+strings.TrimPrefix(h.url, "http")+"/socket.io/?EIO=4&transport=websocket", http.Header{"Origin": {origin}})
+		if err != nil {
+			t.Fatalf("from %s: %v", origin, err)
+		}
+		defer ws.Close()
+		ws.SetReadDeadline(time.Now().Add(10 * time.Second))
+		want := func(prefix string) string {
+			t.Helper()
+			for {
+				_, text, err := ws.ReadMessage()
+				if err != nil {
+					t.Fatalf("from %s, waiting for %s: %v", origin, prefix, err)
+				}
+				if rest, ok := strings.CutPrefix(string(text), prefix); ok {
+					return rest
+				}
+				if text[0] != '2' { // a ping
+					t.Fatalf("from %s it got %s, want %s", origin, text, prefix)
+				}
+			}
+		}
+		want(`0{"sid":`)
+		if err := ws.WriteMessage(websocket.TextMessage, []byte("40")); err != nil {
+			t.Fatal(err)
+		}
+		want(`40{"sid":`)
+		for range 2 {
+			data := want(`42["hello",`)
+			var p point
+			if err := json.Unmarshal([]byte(strings.TrimSuffix(data, "]")), &p); err != nil || p.X < 0 || p.X > 99 || p.Y < 0 || p.Y > 99 {
+				t.Errorf("%s is no point below 100", data)
+			}
+		}
+	}
+}
+
+// TestPollingPostsAreLeftToTheEngine: what keeps other pages from POST /push
+// keeps no page that may connect from polling, and opens no way around it.
+func TestPollingPostsAreLeftToTheEngine(t *testing.T) {
+	h := start(t)
+	disk := []func(*http.Request){header("Origin", "null"), header("Sec-Fetch-Site", "cross-site")}
+	_, headers, body := h.ask("GET", "/socket.io/?EIO=4&transport=polling", "", disk...)
+	open := regexp.MustCompile(`"sid":"([^"]+)"`).FindStringSubmatch(body)
+	if open == nil || headers.Get("Access-Control-Allow-Origin") != "null" {
+		t.Fatalf("a page from disk that polls got %s, with leave for %q", body, headers.Get("Access-Control-Allow-Origin"))
+	}
+	if code, _, body := h.ask("POST", "/socket.io/?EIO=4&transport=polling&sid="+open[1], "40", disk...); code != 200 || body != "ok" {
+		t.Errorf("a page from disk posted and got %d %s", code, body)
+	}
+	if code, _, body := h.ask("GET", "/socket.io/?EIO=4&transport=polling&sid="+open[1], "", disk...); code != 200 || !strings.HasPrefix(body, `40{"sid":`) {
+		t.Errorf("a page from disk polled and got %d %s", code, body)
+	}
+	for _, method := range []string{"GET", "POST"} {
+		if code, _, body := h.ask(method, "/socket.io/?EIO=4&transport=polling", "", header("Origin", "https://evil.example")); code == 200 {
+			t.Errorf("%s of another page answered %s", method, body)
+		}
+	}
+	for _, path := range []string{"/socket.io/../push?user=carol", "/socket.io/%2e%2e/push?user=carol", "//socket.io/../push?user=carol", "/socket.io/./../push/?user=carol", "/push?user=carol&/socket.io/"} {
+		code, _, body := h.ask("POST", path, "1", disk...)
+		if code == 200 || strings.Contains(body, "carol") || strings.Contains(h.console.String(), "carol") {
+			t.Errorf("POST %s from another page answered %d %.80q", path, code, body)
+		}
 	}
 }
 
@@ -625,7 +778,7 @@ func TestAFailedListenerEndsTheProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	engine, err := push.New(s.config(push.TrustClaims))
+	engine, err := push.New(s.config(push.TrustClaims, nil))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -50,7 +51,7 @@ func newServer(args []string, stdout io.Writer) (*server, error) {
 	flags := flag.NewFlagSet("hello", flag.ContinueOnError)
 	flags.SetOutput(stdout)
 	addr := flags.String("http", defaultAddr, "address of the page; port 0 is any free one")
-	origin := flags.String("origin", "", "pages that may connect, comma-separated: https://shop.example, *.example.com, null, or * for all (default: this one's own)")
+	origin := flags.String("origin", "", "pages that may connect, comma-separated: https://shop.example, *.example.com, null, or * for all (default: this one's own, those that this machine serves, and null, which is pages from disk)")
 	devices := flags.String("mpush", defaultDevices, "address for mpush devices; port 0 is any free one, off (or nothing) is no devices")
 	key := flags.String("mpush-key", "stock", "file with the private RSA key that mpush devices have the public half of, in PEM or base64; stock: the published one of mpush; none: no encryption")
 	trust := flags.Bool("trust", false, "serve other machines too, although everybody is believed to be who they say they are")
@@ -161,12 +162,13 @@ func (s *server) take(name, addr string, binding bool, who, risk string) (net.Li
 	return ln, nil
 }
 
-// config is the engine's: what the flags said, and a line for each event.
-func (s *server) config(authenticate func(context.Context, *push.Login) (string, error)) push.Config {
+// config is the engine's: what the flags said, and a line for each event. say
+// takes what a device has to say.
+func (s *server) config(authenticate func(context.Context, *push.Login) (string, error), say sayer) push.Config {
 	login := func(id push.ConnID, l push.Login) {
 		s.log.Printf("login        %s is %.64q on device %.64q", id, l.UserID, l.DeviceID)
 	}
-	return push.Config{
+	cfg := push.Config{
 		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
 			user, err := authenticate(ctx, l)
 			if l.Conn != nil && err == nil { // a login on an open connection
@@ -180,6 +182,7 @@ func (s *server) config(authenticate func(context.Context, *push.Login) (string,
 				login(c.ID(), c.Login())
 			}
 		},
+		OnMessage: heard(say),
 		OnDisconnect: func(c *push.Conn, why push.Reason) {
 			s.log.Printf("disconnected %s, %.64q: %s", c.ID(), c.UserID(), why)
 		},
@@ -188,6 +191,36 @@ func (s *server) config(authenticate func(context.Context, *push.Login) (string,
 		Cluster: s.cluster,
 		Limits:  push.Limits{AckTimeout: 3 * time.Second},
 	}
+	if s.origins == nil {
+		cfg.CheckOrigin = near
+	}
+	return cfg
+}
+
+// near is who may connect without -origin: a page of this program, one that
+// any server on the visitor's own machine serves, and one from disk. Every
+// site can make a frame that looks like the last ("null"), and here everybody
+// is alice who says so: it is a rule for a demo that has no cookies and no
+// secrets. That r.Host is a name of this program, guard has seen to.
+func near(r *http.Request) bool {
+	pages := r.Header["Origin"]
+	switch {
+	case len(pages) == 0: // not from a page
+		return true
+	case len(pages) > 1:
+		return false
+	case pages[0] == "null":
+		return true
+	}
+	page, err := url.Parse(pages[0])
+	if err != nil || (page.Scheme != "http" && page.Scheme != "https") || page.Scheme+"://"+page.Host != pages[0] {
+		return false
+	}
+	switch strings.ToLower(page.Hostname()) {
+	case "localhost", "127.0.0.1", "::1":
+		return true
+	}
+	return page.Host != "" && strings.EqualFold(page.Host, r.Host)
 }
 
 // result is the answer to a push.
@@ -333,8 +366,10 @@ func (s *server) serve(ctx context.Context, engine *push.Engine, mux http.Handle
 	for _, task := range s.tasks {
 		tasks.Go(func() { task(ctx) })
 	}
+	own := http.NewCrossOriginProtection()
+	own.AddInsecureBypassPattern("/socket.io/") // polling posts there; whose pages may, the engine decides
 	srv := &http.Server{
-		Handler:           s.guard(http.NewCrossOriginProtection().Handler(mux)),
+		Handler:           s.guard(own.Handler(mux)),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      20 * time.Second,
@@ -406,6 +441,9 @@ func reachable(ln net.Listener) []netip.AddrPort {
 //go:embed index.html
 var index string
 
+//go:embed socketio.html
+var socketIO []byte
+
 //go:embed main.go
 var source string
 
@@ -428,4 +466,11 @@ func (s *server) page(w http.ResponseWriter, r *http.Request) {
 		Program string
 		Devices *door
 	}{program(), s.door(r)})
+}
+
+// socketIOPage is socketio.html as it is, for it works from disk, too.
+func socketIOPage(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-cache")
+	w.Write(socketIO)
 }
