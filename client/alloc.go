@@ -15,6 +15,7 @@ import (
 
 const (
 	maxAddrs     = 16              // of an allocator's answer
+	maxAddr      = 300             // bytes of an address, whose host may have 253
 	allocTimeout = 3 * time.Second // as in the original
 	maxAlloc     = 64 << 10        // bytes of an allocator's answer
 )
@@ -113,6 +114,9 @@ func checkHostPort(addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err == nil && (host == "" || port == "") {
 		err = fmt.Errorf("%.100q lacks a host or a port", addr)
+	}
+	if err == nil && len(addr) > maxAddr {
+		err = fmt.Errorf("%.100q… has %d bytes, want %d at most", addr, len(addr), maxAddr)
 	}
 	return err
 }

@@ -51,7 +51,8 @@ import (
 // gets it as long as the queue behind it has room: with more pushes than that
 // in front of the answer it waits until its context or the connection ends, so
 // what takes a context is better called from another goroutine where pushes come
-// in floods.
+// in floods. One that panics ends the connection, with the stack in the log, and
+// the client connects again; a push whose hook did that is not acknowledged.
 type Config struct {
 	// Addrs are the servers, tried in turn: "host:port" for mpush's own TCP
 	// port, or a URL "ws://host/path" or "wss://host/path" for mpush in the
@@ -125,8 +126,8 @@ type Config struct {
 	// StopOnKick stops the client when its user is kicked.
 	StopOnKick bool
 
-	// OnConnected tells that a server was reached; nothing was exchanged yet.
-	// nil: nothing.
+	// OnConnected tells that a server was reached, which Client.Server names;
+	// nothing was exchanged yet. nil: nothing.
 	OnConnected func(c *Client)
 
 	// OnDisconnected tells that a connection for which OnConnected was called
@@ -158,18 +159,21 @@ type Config struct {
 	// OnBind tells how the server answered a BIND, of Bind or of a new
 	// connection. After true the user's pushes begin. After false the client
 	// has no user any more and stays connected, unless the server ends that;
-	// Bind may be called with a fresh token. Without an answer for 6 s it is
-	// not called: the client connects again and asks there. nil: nothing.
+	// Client.Refusal has its reason, and Bind may be called with a fresh token.
+	// Without an answer for 6 s it is not called: the client connects again and
+	// asks there. nil: nothing.
 	OnBind func(c *Client, success bool, userID string)
 
 	// OnUnbind tells how the server answered an UNBIND. true without a
 	// connection: there was nothing to ask for. After false the server still has
 	// the user, whose pushes may come until the connection ends; the client does
-	// not bind it again. nil: nothing.
+	// not bind it again; Client.Refusal has the reason. nil: nothing.
 	OnUnbind func(c *Client, success bool, userID string)
 
 	// Logger gets at Debug what the original logs, and at Warn what should not
-	// be; keys, tokens and contents never. nil: slog.Default().
+	// be: that the server refused the user, and that for a minute no connection
+	// came about or lasted, which is told again every 10 min and at Info when it
+	// is over. Keys, tokens and contents never. nil: slog.Default().
 	Logger *slog.Logger
 }
 
@@ -224,6 +228,8 @@ const (
 	bindTimeout      = 3 * time.Second  // the same once more then, and then another connection
 	writeTimeout     = 10 * time.Second // a packet's wait for a connection, and each write
 	lasted           = 10 * time.Second // a session open for so long was a good one
+	warnAfter        = time.Minute      // without a good one
+	warnAgain        = 10 * time.Minute // after a warning
 	maxUpgrade       = 64 << 10         // bytes that a WebSocket's upgrade may read
 	queueLen         = 100              // packets, as in the original
 	keepPacket       = 64 << 10         // bytes of the write buffer that are kept from packet to packet
@@ -246,6 +252,7 @@ type Client struct {
 	servers servers          // the connecting goroutine's
 	warned  bool             // the connecting goroutine's: of a plain session
 	mute    int              // the connecting goroutine's: fast connects in a row without an answer
+	outage  outage           // the connecting goroutine's
 
 	hooks lane.Lane
 	moved chan struct{} // a hook ended; never closed
@@ -263,6 +270,8 @@ type Client struct {
 	calls   map[callID]*call // guarded by mu: that wait for answers
 	login   *login           // guarded by mu: who is to be bound; nil: nobody
 	offline bool             // guarded by mu: the program says that there is no network
+	server  string           // guarded by mu: as Server has it
+	refusal *Error           // guarded by mu: as Refusal has it
 }
 
 // run is one life, from Start to Stop.
@@ -355,14 +364,22 @@ func joinTags(token string, tags []string) (string, error) {
 	return text, nil
 }
 
-// Start lets the client connect, and stay connected, until Stop. It returns at
-// once. It does nothing if the client is started.
+// Start lets the client connect, and stay connected, until Stop. It does
+// nothing if the client is started, and waits for one that is being stopped,
+// which takes no longer than Stop. It may be called by a hook.
 func (c *Client) Start() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.run != nil {
-		return
+	for c.run != nil {
+		old := c.run
+		if old.ctx.Err() == nil {
+			c.mu.Unlock()
+			return
+		}
+		c.mu.Unlock()
+		<-old.over
+		c.mu.Lock()
 	}
+	defer c.mu.Unlock()
 	r := &run{over: make(chan struct{})}
 	r.ctx, r.cancel = context.WithCancelCause(context.Background())
 	ended := make(chan struct{})
@@ -408,6 +425,30 @@ func (c *Client) Wait() {
 
 // Connected reports whether a session is open now.
 func (c *Client) Connected() bool { return c.opened() != nil }
+
+// Server is the server that OnConnected told of last, as it stands in
+// Config.Addrs or in the allocator's answer. A hook finds there the server of
+// the connection that it tells of. "": none was reached yet.
+func (c *Client) Server() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.server
+}
+
+// Refusal is what the server said to the last BIND or UNBIND that a hook told
+// of; in OnBind and OnUnbind, to that one. nil: it did not refuse, or no hook
+// told anything yet.
+func (c *Client) Refusal() *Error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refusal
+}
+
+func (c *Client) setRefusal(e *Error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusal = e
+}
 
 // UserID is who is bound, or will be on the next connection. "": nobody.
 func (c *Client) UserID() string {
@@ -460,14 +501,17 @@ func (c *Client) NetworkChanged(available bool) {
 // connect is the goroutine that connects, again and again, and reads.
 func (c *Client) connect(r *run) {
 	failed := 0 // connections that did not last, one after another
-	for c.rest(r, 0); r.ctx.Err() == nil; {
+	c.rest(r, 0)
+	c.outage = outage{since: time.Now()}
+	for r.ctx.Err() == nil {
 		cn, err := c.dialNext(r)
 		if err == nil {
 			err = cn.live()
 			if !cn.openedAt.IsZero() && time.Since(cn.openedAt) >= lasted {
-				failed = 0
+				failed, c.outage = 0, outage{since: time.Now()}
 			} else {
 				c.servers.drop()
+				c.outageGoesOn(r, cn.addr, err)
 			}
 		}
 		if r.ctx.Err() != nil {
@@ -477,8 +521,37 @@ func (c *Client) connect(r *run) {
 		failed++
 		c.cfg.Logger.Debug("client: connects again", "in", wait, "failed", failed, "err", err)
 		if c.rest(r, wait) {
-			failed = 0
+			failed, c.outage = 0, outage{since: time.Now()}
 		}
+	}
+}
+
+// outage is the time without a connection that lasts.
+type outage struct {
+	since  time.Time
+	failed int       // servers tried in vain
+	warned time.Time // zero: not yet
+	told   bool      // since then, that a session is open
+}
+
+// outageGoesOn warns of an outage now and then.
+func (c *Client) outageGoesOn(r *run, addr string, err error) {
+	o := &c.outage
+	o.failed++
+	now := time.Now()
+	if r.ctx.Err() != nil || now.Sub(o.since) < warnAfter || now.Sub(o.warned) < warnAgain {
+		return
+	}
+	o.warned, o.told = now, false
+	c.cfg.Logger.Warn("client: no connection comes about and lasts", "for", now.Sub(o.since).Round(time.Second),
+		"failed", o.failed, "addr", logAddr(addr), "err", err)
+}
+
+// outageEnds tells who was warned of an outage that a session is open.
+func (c *Client) outageEnds() {
+	if o := &c.outage; !o.warned.IsZero() && !o.told {
+		o.told = true
+		c.cfg.Logger.Info("client: a session is open again", "after", time.Since(o.since).Round(time.Second))
 	}
 }
 
@@ -487,6 +560,7 @@ func (c *Client) dialNext(r *run) (*conn, error) {
 	for {
 		addr, err := c.servers.next(r.ctx)
 		if err != nil {
+			c.outageGoesOn(r, c.cfg.Allocator, err)
 			return nil, err
 		}
 		c.cfg.Logger.Debug("client: try connect server", "addr", logAddr(addr))
@@ -495,6 +569,7 @@ func (c *Client) dialNext(r *run) (*conn, error) {
 			return cn, nil
 		}
 		c.cfg.Logger.Debug("client: connect server failed", "addr", logAddr(addr), "err", err)
+		c.outageGoesOn(r, addr, err)
 		if c.servers.drop() || r.ctx.Err() != nil {
 			return nil, err
 		}
@@ -512,9 +587,13 @@ func (c *Client) backoff(failed int) time.Duration {
 // rest waits, and for as long as there is no network. It reports whether a new
 // one cut that short.
 func (c *Client) rest(r *run, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	for rested, woken := false, false; ; {
+	var timer <-chan time.Time // nil: there is nothing to wait for
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timer = t.C
+	}
+	for rested, woken := d <= 0, false; ; {
 		c.mu.Lock()
 		offline := c.offline
 		c.mu.Unlock()
@@ -522,7 +601,7 @@ func (c *Client) rest(r *run, d time.Duration) bool {
 			return woken
 		}
 		select {
-		case <-timer.C:
+		case <-timer:
 			rested = true
 		case <-c.wake:
 			woken = true

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,7 @@ type conn struct {
 	r *run
 
 	// Static.
+	addr   string          // of Config.Addrs or the allocator's
 	raw    *countedConn    // below TLS and WebSocket
 	nc     net.Conn        // what packets go through; nil: ws
 	ws     *websocket.Conn // nil: nc
@@ -91,7 +93,7 @@ func (c *countedConn) Write(b []byte) (int, error) {
 func (c *Client) dial(r *run, addr string) (*conn, error) {
 	ctx, stop := context.WithTimeout(r.ctx, dialTimeout)
 	defer stop()
-	cn := &conn{c: c, r: r, packets: mpush.Reader{Max: c.cfg.MaxMessage}, buf: make([]byte, 4<<10), ended: make(chan struct{})}
+	cn := &conn{c: c, r: r, addr: addr, packets: mpush.Reader{Max: c.cfg.MaxMessage}, buf: make([]byte, 4<<10), ended: make(chan struct{})}
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := c.cfg.Dial(ctx, network, addr)
 		if err != nil {
@@ -169,6 +171,9 @@ func (cn *conn) live() error {
 	defer context.AfterFunc(cn.r.ctx, func() { cn.fail(context.Cause(cn.r.ctx)) })()
 	c.cfg.Logger.Debug("client: connected", "addr", cn.raw.RemoteAddr())
 	cn.tell(0, func() {
+		c.mu.Lock()
+		c.server = cn.addr
+		c.mu.Unlock()
 		if hook := c.cfg.OnConnected; hook != nil {
 			hook(c)
 		}
@@ -275,6 +280,7 @@ func (cn *conn) open() error {
 	}
 	cn.mu.Unlock()
 	c.cfg.Logger.Debug("client: session open", "heartbeat", cn.heartbeat, "fast", fresh == nil)
+	c.outageEnds()
 	cn.tell(0, func() {
 		if hook := c.cfg.OnHandshakeOk; hook != nil {
 			hook(c, cn.heartbeat)
@@ -476,7 +482,7 @@ func (cn *conn) readBytes(b []byte) (int, error) {
 		if cn.message == nil {
 			kind, r, err := cn.ws.NextReader()
 			if err != nil {
-				if websocket.IsCloseError(err, websocket.CloseNormalClosure, websocket.CloseGoingAway, websocket.CloseNoStatusReceived) {
+				if websocket.IsCloseError(err, websocket.CloseNormalClosure, websocket.CloseGoingAway, websocket.CloseNoStatusReceived, websocket.CloseAbnormalClosure) {
 					err = fmt.Errorf("%w: %w", io.EOF, err)
 				}
 				return 0, err
@@ -654,8 +660,29 @@ func (cn *conn) tell(size int, hook func()) {
 			ended = nil
 		}
 	}
-	c.hooks.Put(size, hook, (*hookStarter)(c))
+	c.hooks.Put(size, func() { c.guard(cn, hook) }, (*hookStarter)(c))
 	stall(false)
+}
+
+// guard runs a hook, whose panic, or whose end of its goroutine, ends cn. nil:
+// there is no connection.
+func (c *Client) guard(cn *conn, hook func()) {
+	returned := false
+	defer func() {
+		if returned {
+			return
+		}
+		text := "runtime.Goexit"
+		if p := recover(); p != nil { // otherwise it goes on
+			text = fmt.Sprint(p)
+		}
+		c.cfg.Logger.Error("client: hook panicked", "panic", text, "stack", string(debug.Stack()))
+		if cn != nil {
+			cn.fail(fmt.Errorf("client: a hook panicked: %s", text))
+		}
+	}()
+	hook()
+	returned = true
 }
 
 // check is one step of the heartbeat: of its timer, and of HealthCheck.

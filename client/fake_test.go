@@ -300,7 +300,7 @@ func TestPushesOfEveryKindArrive(t *testing.T) {
 func TestWhatShouldBeEncryptedAndIsNotEndsTheConnection(t *testing.T) {
 	kick := (&mpush.Kick{DeviceID: "d1", UserID: "alice"}).Append(nil)
 	web := (&mpush.ProxyResponse{Status: 200, Body: []byte("forged")}).Append(nil)
-	bomb := mpush.AppendDeflate(nil, make([]byte, 64<<20))
+	bomb := mpush.AppendDeflate(nil, make([]byte, 8<<20))
 	for name, script := range map[string]struct {
 		packet func(p *peer) []byte
 		text   string

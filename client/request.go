@@ -228,8 +228,14 @@ func (c *Client) bound(cn *conn, l *login, p *call, err error) error {
 	if !current {
 		return nil
 	}
-	c.cfg.Logger.Debug("client: bind answered", "user", cut(l.user), "err", err)
+	var refusal *Error
+	if errors.As(err, &refusal) {
+		c.cfg.Logger.Warn("client: bind refused", "user", cut(l.user), "err", err)
+	} else {
+		c.cfg.Logger.Debug("client: bind answered", "user", cut(l.user))
+	}
 	cn.tell(0, func() {
+		c.setRefusal(refusal)
 		if hook := c.cfg.OnBind; hook != nil {
 			hook(c, err == nil, l.user)
 		}
@@ -251,13 +257,15 @@ func (c *Client) Unbind(ctx context.Context) error {
 	l.settleLocked(ErrSuperseded)
 	if cn == nil {
 		c.mu.Unlock()
-		c.hooks.Always(func() { c.unbound(l, true) }, (*hookStarter)(c))
+		c.neverBound(l)
 		return nil
 	}
 	cn.awaitBind(nil)
 	p := c.newCallLocked(&call{cmd: mpush.CmdUnbind, body: l.unbind(), until: time.Now().Add(writeTimeout), only: cn, waits: true, keeps: true})
 	p.answered = func(err error) error {
-		cn.tell(0, func() { c.unbound(l, err == nil) })
+		var refusal *Error
+		errors.As(err, &refusal)
+		cn.tell(0, func() { c.unbound(l, refusal) })
 		return nil
 	}
 	err := c.queueLocked(p)
@@ -272,14 +280,22 @@ func (c *Client) Unbind(ctx context.Context) error {
 	ended := err == nil && p.on == nil
 	c.mu.Unlock()
 	if ended { // the connection, before the UNBIND was written
-		c.hooks.Always(func() { c.unbound(l, true) }, (*hookStarter)(c))
+		c.neverBound(l)
 	}
 	return err
 }
 
-func (c *Client) unbound(l *login, success bool) {
+// neverBound tells that there was nobody to ask for the end of l.
+func (c *Client) neverBound(l *login) {
+	c.hooks.Always(func() {
+		c.guard(nil, func() { c.unbound(l, nil) })
+	}, (*hookStarter)(c))
+}
+
+func (c *Client) unbound(l *login, refusal *Error) {
+	c.setRefusal(refusal)
 	if hook := c.cfg.OnUnbind; hook != nil {
-		hook(c, success, l.user)
+		hook(c, refusal == nil, l.user)
 	}
 }
 

@@ -105,10 +105,18 @@ func (f FileStorage) SaveSession(session string) (err error) {
 
 // GetSession implements SessionStorage.
 func (f FileStorage) GetSession() (string, error) {
-	file, err := os.Open(filepath.Join(string(f), fileName))
+	name := filepath.Join(string(f), fileName)
+	info, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
+	if err == nil && !info.Mode().IsRegular() { // to open a pipe might take for ever
+		err = fmt.Errorf("client: %s is not a file", name)
+	}
+	if err != nil {
+		return "", err
+	}
+	file, err := os.Open(name)
 	if err != nil {
 		return "", err
 	}

@@ -134,3 +134,34 @@ func TestStorageThatFailsCostsAHandshake(t *testing.T) {
 		time.Sleep(time.Second)
 	})
 }
+
+// slowStorage saves when it may.
+type slowStorage struct {
+	MemoryStorage
+	may chan struct{}
+}
+
+func (s *slowStorage) SaveSession(text string) error {
+	<-s.may
+	return s.MemoryStorage.SaveSession(text)
+}
+
+func TestTheUserIsBoundBeforeTheSessionIsSaved(t *testing.T) {
+	withFake(t, func(t *testing.T, f *fake) {
+		store := &slowStorage{may: make(chan struct{})}
+		cfg := f.config()
+		cfg.Storage = store
+		s := starts(t, cfg)
+		p := f.accepts()
+		p.opens()
+		s.wants("connected", "handshake 30s")
+		if text, _ := store.GetSession(); text != "" {
+			t.Errorf("%q is saved already", text)
+		}
+		close(store.may)
+		s.wants("bind true alice")
+		if text, _ := store.GetSession(); !strings.HasPrefix(text, "tok,") {
+			t.Errorf("%q is saved, want the session", text)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,42 @@ func TestUncertainExactlyWhenAByteWasWritten(t *testing.T) {
 				t.Errorf("the next connection gets %q, %v; want %q", body, err, content)
 			}
 			content = strings.Repeat("x", 100)
+		})
+	}
+}
+
+// As in the original: strictly more than 1 024 bytes, and here only if that
+// makes fewer of them.
+func TestBodiesOver1KiBAreCompressed(t *testing.T) {
+	for _, c := range []struct {
+		over   int
+		body   []byte
+		packed bool
+	}{
+		{0, make([]byte, 1024), false},
+		{0, make([]byte, 1025), true},
+		{0, noise(10 << 10), false},
+		{100, make([]byte, 100), false},
+		{100, make([]byte, 101), true},
+		{-1, make([]byte, 10<<10), false},
+	} {
+		withFake(t, func(t *testing.T, f *fake) {
+			cfg := f.config()
+			cfg.CompressOver = c.over
+			s := starts(t, cfg)
+			p := f.accepts()
+			p.opens()
+			s.wants("connected", "handshake 30s", "bind true alice")
+			go s.Push(context.Background(), c.body, NoAck)
+			got := p.gets(mpush.CmdPush)
+			body, err := p.cipher.Open(got.Body)
+			packed := got.Flags&mpush.FlagCompress != 0
+			if err == nil && packed {
+				body, err = mpush.Inflate(body, len(c.body))
+			}
+			if packed != c.packed || err != nil || !bytes.Equal(body, c.body) {
+				t.Errorf("%d bytes, CompressOver %d: compressed %v, want %v; %v", len(c.body), c.over, packed, c.packed, err)
+			}
 		})
 	}
 }
