@@ -448,8 +448,8 @@ func (c *Conn) SetTags(tags ...string) error {
 	return nil
 }
 
-// Close ends the connection as Engine.Kick does, behind what was pushed
-// before. It does not wait for that, and has no effect on a connection that
+// Close ends the connection as Engine.Kick does, a Socket.IO client's in all its
+// namespaces, behind what was pushed before. It does not wait for that, and has no effect on a connection that
 // has ended.
 func (c *Conn) Close(text string) {
 	shut := func() { c.shut(ReasonKicked, wire.Kicked, text) }
@@ -1031,7 +1031,7 @@ type transport struct {
 	session wire.Session    // what it speaks; see speaks, and socketio
 	remote  *netip.AddrPort // nil: the socket's
 
-	conn   atomic.Pointer[Conn]   // the last one; nil: there was none. Stored by start, and by the lane
+	conn   atomic.Pointer[Conn]   // the last one; nil: there was none. Stored by newConn
 	device atomic.Pointer[device] // nil: it does not speak mpush
 
 	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
@@ -1270,12 +1270,12 @@ func (t *transport) connect(c *Conn) {
 		t.e.shards[c.shard].flush(c.Context()) // what OnConnect pushed to many
 		c.release()
 	}()
-	t.hook("OnConnect", func() { t.e.cfg.OnConnect(ctx, c) })
+	t.hook("OnConnect", c, func() { t.e.cfg.OnConnect(ctx, c) })
 }
 
-// hook runs a hook of this connection, which ends if it panics.
-func (t *transport) hook(name string, f func()) {
-	if t.e.hook(name, t.id(), f) {
+// hook runs a hook of c, which ends with its connection if it panics.
+func (t *transport) hook(name string, c *Conn, f func()) {
+	if t.e.hook(name, c.id, f) {
 		t.panicked()
 	}
 }
@@ -1363,7 +1363,12 @@ func (t *transport) Data(b []byte) int {
 			s.heard()
 		}
 		if ev.Kind != wire.None {
-			if ev.Kind != wire.Ping || !session.Partial() { // a ping may come inside a message
+			switch ev.Kind {
+			case wire.Ping, wire.Pong, wire.Ignored: // may come inside a message, or between its attachments
+				if !session.Partial() {
+					t.begun.Store(0)
+				}
+			default:
 				t.begun.Store(0)
 			}
 			t.handle(ev)
@@ -1434,7 +1439,7 @@ var (
 func (t *transport) handle(ev *wire.Event) {
 	if t.ending() {
 		if ev.Kind == wire.Closed {
-			t.cut(ReasonClient)
+			t.goodbyeHeard()
 		}
 		return
 	}
@@ -1487,8 +1492,7 @@ func (t *transport) handle(ev *wire.Event) {
 		t.send(ev.Reply)
 	case wire.Closed:
 		if t.polls() {
-			t.socketio().poll.Goodbye()
-			t.cut(ReasonClient)
+			t.goodbyeHeard()
 			return
 		}
 		t.end(ReasonClient, false)
@@ -1506,6 +1510,14 @@ func (t *transport) handle(ev *wire.Event) {
 	if t.device.Load() != nil {
 		t.owes += uint8(min(len(ev.Data.Bytes)/(8<<10), 200))
 	}
+}
+
+// goodbyeHeard cuts a connection whose client needs no more of it.
+func (t *transport) goodbyeHeard() {
+	if s := t.socketio(); s != nil && s.poll != nil {
+		s.poll.Goodbye()
+	}
+	t.cut(ReasonClient)
 }
 
 // enoughToRead is how many queued bytes are sign of life enough for a device.
@@ -1574,11 +1586,11 @@ func (t *transport) receive(m *Received) {
 		}
 	}
 	var frame []byte
-	t.hook(h.name, func() {
+	t.hook(h.name, c, func() {
 		// What comes back is the application's code as well: a MarshalJSON,
 		// an Unwrap.
 		reply, err := h.call(c.Context(), c, m)
-		frame = t.answer(m, reply, err)
+		frame = t.answer(c, m, reply, err)
 	})
 	if m.wanted {
 		t.send(frame)
@@ -1586,7 +1598,7 @@ func (t *transport) receive(m *Received) {
 }
 
 // answer is the frame that answers a message with what its handler returned.
-func (t *transport) answer(m *Received, reply any, err error) []byte {
+func (t *transport) answer(c *Conn, m *Received, reply any, err error) []byte {
 	var v wire.Value
 	if err == nil {
 		if v, err = answer(reply); err == nil {
@@ -1597,7 +1609,7 @@ func (t *transport) answer(m *Received, reply any, err error) []byte {
 	if r := (*refusal)(nil); errors.As(err, &r) {
 		text = r.text
 	} else {
-		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", t.id(), "user", brief(t.user()), "err", err)
+		t.e.log.Warn("push: handler failed", "event", brief(m.Event), "conn", c.id, "user", brief(c.UserID()), "err", err)
 	}
 	return t.speaks().Answer(nil, string(m.space), m.id, wire.Value{}, text)
 }
@@ -1861,7 +1873,7 @@ func (t *transport) refuse(why Reason, at time.Time, last []byte) {
 func (t *transport) replaced(old *Conn, by *identity) {
 	d := t.device.Load()
 	if d == nil {
-		t.shut(ReasonReplaced, wire.Replaced, "", false)
+		old.shut(ReasonReplaced, wire.Replaced, "")
 		return
 	}
 	if !old.end(ReasonReplaced, true) {
@@ -1894,17 +1906,18 @@ type socketio struct {
 	born uint32           // when it was opened, by the clock of millis
 
 	beats    eio.Beat
-	raised   bool        // owned by Data: it takes MaxPayload
-	refusals uint8       // owned by the lane: CONNECTs that were refused
-	request  *request    // owned by the lane: what later CONNECTs are asked with; nil: there is none any more
-	moved    atomic.Bool // its polling has moved to a WebSocket
-	over     atomic.Bool // its polling has ended: no poll gets anything any more
-	joined   atomic.Bool // a CONNECT was let in
-	counted  atomic.Bool // it is counted out of those that are not joined
+	pinged   atomic.Uint32 // when it was, by the same clock
+	raised   bool          // owned by Data: it takes MaxPayload
+	refusals uint8         // the same: CONNECTs that were refused
+	opening  *opening      // owned by the lane, before begin by the request's goroutine: what later CONNECTs are asked with; nil: there is none any more
+	moved    atomic.Bool   // its polling has moved to a WebSocket
+	over     atomic.Bool   // its polling has ended: no poll gets anything any more
+	joined   atomic.Bool   // a CONNECT was let in
+	counted  atomic.Bool   // it is counted out of those that are not joined
 	asking   asking
 
-	mu   sync.Mutex
-	open []*Conn // guarded by mu: one for each namespace that the client has joined
+	mu    sync.Mutex
+	conns []*Conn // guarded by mu: one for each namespace that the client has joined
 }
 
 const (
@@ -1914,6 +1927,7 @@ const (
 	maxSpaces       = 8                // limits.md row 107
 	maxRefusals     = 100              // of CONNECTs on one connection
 	unjoinedPayload = 64 << 10         // what a client may send at a time before that (compatibility.md A5)
+	leastRate       = 16 << 10         // bytes of a large message in a second (limits.md row 109)
 )
 
 // socketio is nil for every other protocol.
@@ -1931,26 +1945,26 @@ func (t *transport) polls() bool {
 func (s *socketio) add(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open = append(s.open, c)
+	s.conns = append(s.conns, c)
 }
 
 func (s *socketio) remove(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open = slices.DeleteFunc(slices.Clone(s.open), func(o *Conn) bool { return o == c }) // all's stays
+	s.conns = slices.DeleteFunc(slices.Clone(s.conns), func(o *Conn) bool { return o == c }) // all's stays
 }
 
 // all are its Conns; nobody may change the slice.
 func (s *socketio) all() []*Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.open[:len(s.open):len(s.open)]
+	return s.conns[:len(s.conns):len(s.conns)]
 }
 
 func (s *socketio) at(space []byte) *Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range s.open {
+	for _, c := range s.conns {
 		if c.Namespace() == string(space) {
 			return c
 		}
@@ -1998,13 +2012,16 @@ func (t *transport) beat(s *socketio, now time.Time) {
 		t.shut(ReasonRefused, wire.Policy, "no CONNECT in time", true)
 		return
 	}
-	if t.nc.Paused() {
+	ping, dead := false, false
+	if t.nc.Paused() { // its pongs lie unread, and it wants pings all the same
 		s.beats.Excuse(s.Revision(), &e.beats, steady(now))
-		return
+		ping = time.Duration(int32(millis(now)-s.pinged.Load()))*time.Millisecond >= e.beats.Interval
+	} else {
+		ping, dead = s.beats.Check(s.Revision(), &e.beats, steady(now))
 	}
-	ping, dead := s.beats.Check(s.Revision(), &e.beats, steady(now))
 	switch {
 	case ping:
+		s.pinged.Store(millis(now))
 		t.send(s.Ping(nil))
 	case dead && t.polls():
 		t.cut(ReasonHeartbeat) // nobody is left to poll for a goodbye
@@ -2014,9 +2031,17 @@ func (t *transport) beat(s *socketio, now time.Time) {
 }
 
 // PostLimit, Alive, Posted, Broken and Upgraded are called by the polling half.
+// Alive looks at the heartbeat, because a request may come before the sweep.
 func (s *socketio) PostLimit() int {
 	if s.joined.Load() {
 		return unlimited(s.t.e.cfg.SocketIO.MaxPayload)
+	}
+	return s.t.e.unjoinedPayload()
+}
+
+func (e *Engine) unjoinedPayload() int {
+	if n := e.cfg.SocketIO.MaxPayload; n > 0 {
+		return min(n, unjoinedPayload)
 	}
 	return unjoinedPayload
 }
@@ -2056,7 +2081,7 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 		}
 		polling.Refuse(w, r, no.Status, polling.Forbidden, no.Text)
 	}
-	asked, ok := keepRequest(e.untrusting(r))
+	asked, ok := keepOpening(e.untrusting(r))
 	if !ok {
 		refuse(refusedBadRequest, &upgrade.Refusal{Status: http.StatusRequestHeaderFieldsTooLarge, Text: "request header too large"})
 		return
@@ -2105,9 +2130,10 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 		return
 	}
 
-	s := &socketio{Session: sio.NewSession(ask.Revision, unjoinedPayload), born: millis(time.Now()), request: asked}
+	s := &socketio{Session: sio.NewSession(ask.Revision, e.unjoinedPayload()), born: millis(time.Now()), opening: asked}
 	s.counted.Store(who != nil)
 	s.t = e.newTransport(s, a.remote, a.counted)
+	s.pinged.Store(s.born)
 	s.beats.Start(ask.Revision, &e.beats, steady(time.Now()))
 	hello := eio.Handshake{PingInterval: e.beats.Interval, PingTimeout: e.beats.Timeout, MaxPayload: e.cfg.SocketIO.MaxPayload}
 	if ask.WebSocket {
@@ -2123,7 +2149,8 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 	} else {
 		s.poll = e.socketIO.NewSession(ask)
 		hello.SID, hello.Upgrade = s.poll.SID(), true
-		s.t.remote = &a.remote
+		remote := a.remote
+		s.t.remote = &remote
 		a.kept = true
 		e.stats.accepted.Add(1)
 		s.t.nc = e.driver.AddPulled(s.t, s.poll.Wake)
@@ -2135,7 +2162,11 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 	case who != nil:
 		c, err := s.t.join(s, "", who, l.Rooms)
 		if err == ErrClosed {
+			// The engine was closed meanwhile.
 		} else if err != nil {
+			if s.counted.Store(false); !e.pend(&e.stats.unjoined) {
+				s.counted.Store(true)
+			}
 			s.t.notJoined(s, "", err)
 		} else if c.greet() && e.cfg.OnConnect != nil {
 			s.t.lane.Always(func() { s.t.connect(c) }, s.t)
@@ -2143,10 +2174,10 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 			c.release()
 		}
 	}
-	if s.poll != nil {
-		defer s.poll.Begin(w, r, s.t.nc, s)
-	}
 	s.t.begin()
+	if s.poll != nil {
+		s.poll.Begin(w, r, s.t.nc, s)
+	}
 }
 
 // enter is a client's CONNECT to a namespace. It runs on the lane.
@@ -2164,7 +2195,7 @@ func (t *transport) enter(s *socketio, space string, claim *wire.LoginClaim) {
 	case space != "" && e.cfg.SocketIO.Namespace == nil:
 		t.notJoined(s, space, errNoSpace)
 		return
-	case s.request == nil: // it left "/", and comes back: the gate would have to be asked without its request
+	case s.opening == nil: // it left "/", and comes back: the gate would have to be asked without its request
 		t.shut(ReasonClient, wire.GoingAway, "", false)
 		return
 	case len(s.all()) >= maxSpaces:
@@ -2172,12 +2203,12 @@ func (t *transport) enter(s *socketio, space string, claim *wire.LoginClaim) {
 		t.fail(&wire.Error{Code: wire.Policy, Text: "too many namespaces"})
 		return
 	}
-	l, err := s.request.login(dialectOf(s.Form()), space, t.remoteAddr(), claim)
+	l, err := s.opening.login(dialectOf(s.Form()), space, t.remoteAddr(), claim)
 	if err != nil {
 		t.notJoined(s, space, Refuse("bad login"))
 		return
 	}
-	who, err := t.asks(s, space, l)
+	who, err := t.askSpace(s, space, l)
 	var c *Conn
 	if err == nil {
 		c, err = t.join(s, space, who, l.Rooms)
@@ -2193,16 +2224,17 @@ func (t *transport) enter(s *socketio, space string, claim *wire.LoginClaim) {
 	}
 }
 
-// asks asks the gate, and Namespace, about a CONNECT.
-func (t *transport) asks(s *socketio, space string, l *Login) (*identity, error) {
+// askSpace asks the gate, and Namespace, about a CONNECT.
+func (t *transport) askSpace(s *socketio, space string, l *Login) (*identity, error) {
 	ctx, done := s.asking.begin(t, t.e.cfg.Limits.AuthTimeout)
 	defer done()
 	who, err := t.e.authenticate(ctx, l)
 	if err != nil || space == "" {
 		return who, err
 	}
+	told := *l
 	if t.e.hook("SocketIO.Namespace", 0, func() {
-		if err = t.e.cfg.SocketIO.Namespace(ctx, space, l); err == nil {
+		if err = t.e.cfg.SocketIO.Namespace(ctx, space, &told); err == nil {
 			err = ctx.Err()
 		}
 		err = verdict(err)
@@ -2234,7 +2266,9 @@ func (t *transport) join(s *socketio, space string, who *identity, rooms []strin
 	s.joined.Store(true)
 	s.unpend()
 	if t.e.cfg.SocketIO.Namespace == nil {
-		s.request = nil // there is no other to join
+		s.opening = nil // there is no other to join
+	} else {
+		s.opening.compact()
 	}
 	t.send(sio.AppendConnect(nil, s.Form(), space, c.id.String()))
 	return c, nil
@@ -2251,6 +2285,7 @@ func (t *transport) notJoined(s *socketio, space string, err error) {
 	case why == refusedLater:
 		t.shut(ReasonRefused, code, no.Text, false)
 	case s.refusals == maxRefusals:
+		t.e.stats.limit(limitedConnects)
 		t.fail(&wire.Error{Code: wire.Policy, Text: "too many refused CONNECTs"})
 	default:
 		s.refusals++
@@ -2266,48 +2301,79 @@ func (s *socketio) leave(space string) {
 	}
 }
 
-// request is what is kept of the request that opened a Socket.IO session, until
+// opening is what is kept of the request that opened a Socket.IO session, until
 // the client has joined every namespace that it can.
-type request struct {
-	text string // as it came, but for headers that are about the connection
+type opening struct {
+	r    *http.Request // as it came; nil: it is text
+	text string        // as it came, but for headers that say nothing about who asks
 	ctx  context.Context
 	tls  *tls.ConnectionState
 }
 
 const maxRequest = 16 << 10
 
-// connectionHeaders say nothing about who asks.
+// connectionHeaders are about the connection.
 var connectionHeaders = map[string]bool{
 	"Connection": true, "Upgrade": true, "Accept-Encoding": true, "Sec-Websocket-Key": true,
 	"Sec-Websocket-Version": true, "Sec-Websocket-Extensions": true, "Sec-Websocket-Protocol": true,
 }
 
-// keepRequest is false for one that is too large to be kept.
-func keepRequest(r *http.Request) (*request, bool) {
+// keepOpening is false for one that is too large to be kept.
+func keepOpening(r *http.Request) (k *opening, ok bool) {
+	size := len(r.URL.Path) + len(r.URL.RawQuery) + len(r.Host)
+	for name, values := range r.Header {
+		for _, v := range values {
+			size += len(name) + len(v)
+		}
+	}
+	return &opening{r: r.WithContext(context.WithoutCancel(r.Context()))}, size <= maxRequest
+}
+
+// compact makes it small, for one that is kept for long.
+func (k *opening) compact() {
+	if k.r == nil {
+		return
+	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "GET %s HTTP/1.1\r\nHost: %s\r\n", r.URL.RequestURI(), r.Host)
-	r.Header.WriteSubset(&b, connectionHeaders)
+	uri := strings.TrimPrefix(k.r.URL.RequestURI(), "/") // http.StripPrefix may have taken it
+	fmt.Fprintf(&b, "GET /%s HTTP/1.1\r\nHost: %s\r\n", uri, k.r.Host)
+	k.r.Header.WriteSubset(&b, connectionHeaders)
 	b.WriteString("\r\n")
-	return &request{strings.Clone(b.String()), context.WithoutCancel(r.Context()), r.TLS}, b.Len() <= maxRequest
+	*k = opening{text: strings.Clone(b.String()), ctx: k.r.Context(), tls: k.r.TLS}
+}
+
+// restore is the request, with more in front of its query.
+func (k *opening) restore(remote netip.AddrPort, query string) (*http.Request, error) {
+	r := k.r
+	if r == nil {
+		var err error
+		if r, err = http.ReadRequest(bufio.NewReader(strings.NewReader(k.text))); err != nil {
+			return nil, err
+		}
+		r = r.WithContext(k.ctx)
+		r.RemoteAddr, r.TLS = remote.String(), k.tls
+	}
+	if query != "" {
+		r = r.Clone(r.Context())
+		r.URL.RawQuery = query + "&" + r.URL.RawQuery // the first one counts
+	}
+	return r, nil
 }
 
 // login is the login that a CONNECT claims.
-func (k *request) login(d dialect, space string, remote netip.AddrPort, claim *wire.LoginClaim) (*Login, error) {
-	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(k.text)))
+func (k *opening) login(d dialect, space string, remote netip.AddrPort, claim *wire.LoginClaim) (*Login, error) {
+	r, err := k.restore(remote, claim.Query)
 	if err != nil {
 		return nil, err
-	}
-	r = r.WithContext(k.ctx)
-	r.RemoteAddr, r.TLS = remote.String(), k.tls
-	if claim.Query != "" {
-		r.URL.RawQuery = claim.Query + "&" + r.URL.RawQuery // the first one counts
 	}
 	l := claims(r, d, remote)
 	l.Namespace, l.Auth = space, json.RawMessage("{}")
 	if claim.Auth != nil {
 		l.Auth = claim.Auth
 	}
-	l.UserID = cmp.Or(claim.User, l.UserID, r.URL.Query().Get("userId"))
+	if l.UserID = cmp.Or(claim.User, l.UserID); l.UserID == "" {
+		l.UserID = r.URL.Query().Get("userId")
+	}
 	l.Token = cmp.Or(claim.Token, l.Token)
 	l.DeviceID, l.OS, l.ClientVersion = cmp.Or(claim.Device, l.DeviceID), cmp.Or(claim.OS, l.OS), cmp.Or(claim.Version, l.ClientVersion)
 	if claim.Tags != nil {
@@ -2403,11 +2469,15 @@ func (t *transport) Tick(now time.Time) {
 	e, d := t.e, t.device.Load()
 	limits := &e.cfg.Limits
 	patience, pings := e.cfg.Heartbeat+heartbeatGrace, true
+	slowest := limits.MessageTimeout
 	if s := t.socketio(); s != nil {
 		if t.beat(s, now); t.ending() {
 			return
 		}
 		patience, pings = 365*24*time.Hour, false
+		if slowest > 0 && t.nc.Silence(now) <= slowest { // at least so much of it has to come in a second
+			slowest += time.Duration(e.cfg.SocketIO.MaxPayload) * time.Second / leastRate
+		}
 	}
 	if d != nil {
 		if !d.open.Load() {
@@ -2425,7 +2495,7 @@ func (t *transport) Tick(now time.Time) {
 	case t.nc.Silence(now) > patience:
 		t.shut(ReasonHeartbeat, wire.GoingAway, "no sign of life", true)
 		return
-	case begun > 0 && limits.MessageTimeout > 0 && time.Duration(int32(millis(now)-begun))*time.Millisecond > limits.MessageTimeout:
+	case begun > 0 && slowest > 0 && time.Duration(int32(millis(now)-begun))*time.Millisecond > slowest:
 		e.stats.limit(limitedMessageTimeout)
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
@@ -2544,12 +2614,13 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 		d.lingers.Store(true)
 	case s != nil && (code == wire.Kicked || code == wire.Replaced || code == wire.Unauthorized):
 		// It would come back if it were closed without a word.
-		if t.polls() { // it closes by a POST
-			t.nc.Write(s.disconnects())
-			time.AfterFunc(kickWait, func() { t.cut(why) })
-		} else {
-			t.nc.Shut(s.disconnects(), cut, kickWait)
+		if t.polls() { // it closes by a POST, for which there has to be a session
+			if last := s.disconnects(); t.nc.Write(last) == nil {
+				time.AfterFunc(kickWait, func() { t.cut(why) })
+				break
+			}
 		}
+		t.nc.Shut(s.disconnects(), cut, kickWait)
 	default:
 		t.goodbye(t.speaks().Close(nil, code, text), cut)
 	}
@@ -2573,6 +2644,15 @@ func (c *Conn) deferKick() bool {
 	defer c.mu.Unlock()
 	c.kickDue = c.oking
 	return c.oking
+}
+
+// hurry shortens the time that a connection has which is ending by itself.
+func (t *transport) hurry() {
+	if d := t.device.Load(); d != nil && d.lingers.Load() {
+		t.nc.HangUp(nil, false, closeWait)
+	} else if t.socketio() != nil {
+		t.nc.Shut(nil, false, closeWait)
+	}
 }
 
 // kickNote is the KICK that tells a device of its own end.

@@ -67,9 +67,10 @@ import (
 // and broadcasts.
 //
 // Hooks: Authenticate, OnConnect, OnMessage, the handlers of [On] and
-// OnDisconnect of one connection run one after another, never overlapping, on
-// a goroutine of that connection (Authenticate of an HTTP upgrade: on the
-// handler's goroutine). Hooks of different connections overlap. A hook that
+// OnDisconnect of one connection (of a Socket.IO client: of all its namespaces)
+// run one after another, never overlapping, on a goroutine of that connection
+// (Authenticate of an HTTP upgrade, and of a Socket.IO client 2.x that opens: on
+// the handler's goroutine). Hooks of different connections overlap. A hook that
 // blocks stalls its own connection's messages and nothing else; one that
 // panics ends its own connection. A hook may call anything of the Engine and
 // of any Conn, but Shutdown waits for hooks, also for the one that calls it.
@@ -271,7 +272,9 @@ type Proxy struct {
 type SocketIO struct {
 	// MaxPayload is the size in bytes of what a client may send at a time: one
 	// message with its attachments, or the body of one POST. Before the client
-	// is connected it is 64 KiB. 1009, 413. 0: 1 000 000; -1: no limit.
+	// is connected it is 64 KiB, if that is less. Of a message at least 16 KiB
+	// have to come in a second, behind Limits.MessageTimeout. 1009; 413, and the
+	// session goes on. 0: 1 000 000; -1: no limit, and clients are told 0.
 	MaxPayload int
 
 	// ConnectTimeout is the time from a client's opening to its first CONNECT
@@ -282,24 +285,27 @@ type SocketIO struct {
 
 	// PingInterval and PingTimeout are the heartbeat, as the client is told: a
 	// client that does not answer a ping for PingTimeout (2.x: that has sent
-	// nothing for both together) is closed. 0: 25 s and 20 s.
+	// nothing for both together) is closed. 10 ms to a day. 0: 25 s and 20 s.
 	PingInterval, PingTimeout time.Duration
 
 	// Namespace decides whether a client may join a namespace other than "/";
 	// name is such as "/chat". It runs after Authenticate, on the same
-	// goroutine and with the same ctx; l is what Authenticate left. nil: it may.
-	// ErrUnauthorized: there is no such namespace for it, which is what the
-	// client reads; Refuse: its text is. Any other error: not now, the
-	// transport is closed. nil: there is only "/".
+	// goroutine and with the same ctx; calls for different clients overlap. l is
+	// what Authenticate left, and changing it changes nothing. It returns nil:
+	// the client may; ErrUnauthorized: there is no such namespace for it, which
+	// is what the client reads; Refuse: its text is; any other error: not now,
+	// the transport is closed. With this hook the request that opened a session
+	// stays in memory as long as the session, with its cookies and its
+	// Authorization: about 1 KB. nil: there is only "/".
 	Namespace func(ctx context.Context, name string, l *Login) error
 }
 
 // Limits bound what one engine holds. Everywhere 0 is the default and -1 is no
 // limit, and what a limit turns away is counted in [Stats].
 type Limits struct {
-	MaxConns        int // connections; 503, and mpush devices wait to be accepted. 0: three quarters of the process's descriptors
+	MaxConns        int // connections; 503, and mpush devices wait to be accepted. A session that polls is one, whatever connections its requests come by. 0: three quarters of the process's descriptors
 	MaxPending      int // upgrades whose login is undecided, as many mpush devices without a session, and as many Socket.IO clients that are not connected; as MaxConns. 0: 4 096
-	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429, mpush as a login. 0: 64
+	MaxConnsPerUser int // the newest is refused: 1013, without an Origin 429, mpush and Socket.IO as a login; in each Socket.IO namespace by itself. 0: 64
 	MaxConnsPerAddr int // connections of one whole address, loopback not counted; 429, mpush closed after 5 s unread. 0: none
 
 	MaxMessage int // bytes of one message from a client; 1009. An mpush device has 8 KiB before its session; for Socket.IO it is SocketIO.MaxPayload. 0: 64 KiB
@@ -783,9 +789,16 @@ func (e *Engine) serveSocketIO() {
 		Origin:  func(r *http.Request) (allowed, credentials bool) { return e.allowsOrigin(r), e.trustsOrigin(r) },
 		Open:    e.openSocketIO,
 		Refused: func(why polling.Why) {
-			if why == polling.WhyOrigin {
+			switch why {
+			case polling.WhyOrigin:
 				e.stats.refused(refusedOrigin)
-			} else {
+			case polling.WhyUnknownSID:
+				e.stats.refused(refusedSID)
+			case polling.WhyTooLarge:
+				e.stats.limit(limitedMaxMessage)
+			case polling.WhySlow:
+				e.stats.limit(limitedMessageTimeout)
+			default:
 				e.stats.refused(refusedBadRequest)
 			}
 		},
@@ -1695,7 +1708,8 @@ func (e *Engine) Ready() error {
 
 // Shutdown ends the engine politely: no new connections (503 with
 // Retry-After; the listeners of Serve are closed), peers are told that this node drains, acks in flight are
-// waited for, what is queued is flushed, connections are closed (1001; mpush without a word) spread
+// waited for, what is queued is flushed, connections are closed (1001; mpush
+// without a word; a client that polls hears of it in its poll) spread
 // over Config.Drain, hooks end, the cluster is left. Pushes work until the
 // last connection is closed. At most half of ctx's time goes to acks in flight
 // (without a deadline Limits.AckTimeout), and paced pushes give up what they
@@ -1781,11 +1795,7 @@ func (e *Engine) closeAll(ctx context.Context) error {
 			}
 		}
 		t.shut(ReasonShutdown, wire.GoingAway, "", false)
-		if d := t.device.Load(); d != nil && d.lingers.Load() {
-			t.nc.HangUp(nil, false, closeWait) // there is no time for that
-		} else if t.socketio() != nil {
-			t.nc.Shut(nil, false, closeWait)
-		}
+		t.hurry()
 	}
 	return e.live.Wait(ctx)
 }
@@ -1913,12 +1923,12 @@ type Stats struct {
 
 	// Since New.
 	Accepted    uint64            `json:"accepted"`
-	Refused     map[string]uint64 `json:"refused"`     // logins and upgrades, by why: origin, unauthorized, later, max_conns, max_pending, max_conns_per_user, max_conns_per_addr, draining, bad_request, hijack, handshake (mpush)
+	Refused     map[string]uint64 `json:"refused"`     // logins and upgrades, by why: origin, unauthorized, later, max_conns, max_pending, max_conns_per_user, max_conns_per_addr, draining, bad_request, hijack, handshake (mpush), unknown_sid (a Socket.IO request whose session is not there, or not any more)
 	Closed      map[Reason]uint64 `json:"closed"`      // connections, by why
 	Pushes      uint64            `json:"pushes"`      // calls that were let through
 	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
 	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
-	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused), accept (a listener waited), login_timeout, handshakes (not answered), proxied; of Socket.IO: connect_timeout, namespaces (more than 8)
+	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused), accept (a listener waited), login_timeout, handshakes (not answered), proxied; of Socket.IO: connect_timeout, namespaces (more than 8), connects (more than 100 refused)
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler
@@ -1945,10 +1955,11 @@ const (
 	refusedBadRequest
 	refusedHijack
 	refusedHandshake
+	refusedSID
 	refusals
 )
 
-var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conns", "max_pending", "max_conns_per_user", "max_conns_per_addr", "draining", "bad_request", "hijack", "handshake"}
+var refusalNames = [refusals]string{"origin", "unauthorized", "later", "max_conns", "max_pending", "max_conns_per_user", "max_conns_per_addr", "draining", "bad_request", "hijack", "handshake", "unknown_sid"}
 
 // limited is a counter of Stats.Limited.
 type limited uint8
@@ -1974,10 +1985,11 @@ const (
 	limitedProxied
 	limitedConnectTimeout
 	limitedNamespaces
+	limitedConnects
 	limits
 )
 
-var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies", "window", "binds", "accept", "login_timeout", "handshakes", "proxied", "connect_timeout", "namespaces"}
+var limitNames = [limits]string{"message_rate", "inbox", "fanout", "push_rate", "acks_waiting", "rooms", "queue", "stuck", "message_timeout", "max_message", "pings", "replies", "window", "binds", "accept", "login_timeout", "handshakes", "proxied", "connect_timeout", "namespaces", "connects"}
 
 // reasons are the counters of Stats.Closed.
 var reasons = [...]Reason{ReasonClient, ReasonLost, ReasonHeartbeat, ReasonProtocol, ReasonRefused, ReasonSlow, ReasonKicked, ReasonReplaced, ReasonExpired, ReasonPanic, ReasonShutdown}

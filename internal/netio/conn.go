@@ -142,6 +142,9 @@ func (c *Conn) close(cause error, hard bool) {
 		c.shard.d.release(c.q.bytes)
 		c.freeLocked()
 	}
+	if p := c.pulledLocked(); p != nil {
+		c.releaseTakenLocked(p, p.taken)
+	}
 	c.carry = nil
 	last := c.refs == 0
 	p := c.pulledLocked()

@@ -35,21 +35,39 @@ func (d *Driver) AddPulled(h Handler, wake func()) *Conn {
 	return c
 }
 
-// Take takes everything that is queued; its cost is given back. over: the
-// connection is shut or closed and nothing more will come. After Attach there
-// is nothing to take, and only a closed connection is over.
-func (c *Conn) Take() (queued [][]byte, over bool) {
+// Take takes everything that is queued. It goes on counting, as cost, until
+// Taken says that it is written, or the connection is closed or attached; but
+// not against QueueBytes. over: the connection is shut or closed and nothing
+// more will come. After Attach there is nothing to take, and only a closed
+// connection is over.
+func (c *Conn) Take() (queued [][]byte, cost int, over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pulledLocked() == nil {
-		return nil, c.closed
+	p := c.pulledLocked()
+	if p == nil {
+		return nil, 0, c.closed
 	}
 	if c.q != nil {
-		queued = slices.Clone(c.q.list[c.q.head:])
-		c.shard.d.release(c.q.bytes)
+		queued, cost = slices.Clone(c.q.list[c.q.head:]), c.q.bytes
+		p.taken += cost
 		c.freeLocked()
 	}
-	return queued, c.shut || c.closed
+	return queued, cost, c.shut || c.closed
+}
+
+// Taken gives back what a Take cost.
+func (c *Conn) Taken(cost int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.pulledLocked(); p != nil {
+		c.releaseTakenLocked(p, cost)
+	}
+}
+
+func (c *Conn) releaseTakenLocked(p *pulled, cost int) {
+	cost = min(cost, p.taken) // at the end all of it was
+	p.taken -= cost
+	c.shard.d.release(cost)
 }
 
 // Feed gives b to the handler's Data, as if it had been read, on the caller's
@@ -173,6 +191,7 @@ func (c *Conn) Attach(nc net.Conn, rest []byte) error {
 	// reader starts below, or by Start; a writer has found writing false, and
 	// until flushLocked we are the writer; close has marked the connection
 	// closed, after us or so that we returned above.
+	c.releaseTakenLocked(p, p.taken)
 	c.nc, c.raw, c.carry = nc, raw, carry
 	if c.started {
 		c.readLocked(now)
@@ -185,11 +204,12 @@ func (c *Conn) Attach(nc net.Conn, rest []byte) error {
 }
 
 // pulled stands in for the socket of a connection until it has one. The
-// connection's mu guards resume and feeding.
+// connection's mu guards resume, feeding and taken.
 type pulled struct {
 	wake    func()        // static
 	resume  chan struct{} // closed when a Feed that waits shall look again; nil: none waits
 	feeding bool
+	taken   int // what was taken and is not written yet costs
 }
 
 // pulledLocked is nil when c has a socket.

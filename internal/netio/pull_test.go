@@ -7,6 +7,7 @@ import (
 	"io"
 	mrand "math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,7 @@ func openPulled(t testing.TB, cfg Config) (d *Driver, c *Conn, p *probe, woken p
 
 func wantTake(t testing.TB, c *Conn, wantOver bool, want ...string) {
 	t.Helper()
-	queued, over := c.Take()
+	queued, over := take(c)
 	var got []string
 	for _, b := range queued {
 		got = append(got, string(b))
@@ -91,7 +92,7 @@ func TestPulledQueueHasTheLimitsOfAnyOther(t *testing.T) {
 			if size, count := c.Queued(); size != 6*164 || count != 6 || d.QueuedBytes() != 6*164 {
 				t.Errorf("queued: %d bytes, %d messages, %d in all, want 984, 6 and 984", size, count, d.QueuedBytes())
 			}
-			if queued, over := c.Take(); len(queued) != 6 || over {
+			if queued, over := take(c); len(queued) != 6 || over {
 				t.Errorf("taken: got %d messages, over %v, want 6, false", len(queued), over)
 			}
 		}
@@ -153,7 +154,7 @@ func TestReliefPicksAFullPulledConnection(t *testing.T) {
 		if err := other.Write(make([]byte, 1000-overhead)); err != nil {
 			t.Fatalf("message %d of 100: %v", 55+i, err)
 		}
-		conns[i%9].Take()
+		take(conns[i%9])
 		for range i%9 + 1 {
 			if err := conns[i%9].Write(make([]byte, 1000-overhead)); err != nil {
 				t.Fatal(err)
@@ -462,7 +463,8 @@ func TestSilenceCountsFromTheLastFeed(t *testing.T) {
 		silent(0)
 		c.Write([]byte("what is written does not count"))
 		time.Sleep(20 * time.Second)
-		c.Take()
+		_, cost, _ := c.Take()
+		c.Taken(cost)
 		silent(20 * time.Second)
 		wantFeed(t, c, "", nil)
 		silent(0)
@@ -526,7 +528,7 @@ func TestAttachLosesAndDoublesNothingAmongWriters(t *testing.T) {
 			}
 			n := 0
 			for taking := round%2 == 0; taking; {
-				queued, _ := c.Take()
+				queued, _ := take(c)
 				for _, b := range queued {
 					check(b)
 				}
@@ -812,7 +814,7 @@ func TestAnythingAtOncePulledEndsWithOneClosedAndNothingQueued(t *testing.T) {
 				})
 				wg.Go(func() {
 					for {
-						queued, over := c.Take()
+						queued, over := take(c)
 						if over && len(queued) == 0 {
 							c.Close()
 							return
@@ -909,7 +911,7 @@ func TestIdlePulledConnectionIsSmall(t *testing.T) {
 		c := d.AddPulled(idle{}, wake)
 		c.Start()
 		c.Write([]byte("hello")) // has been busy, now idle
-		if queued, _ := c.Take(); len(queued) != 1 {
+		if queued, _ := take(c); len(queued) != 1 {
 			t.Fatalf("taken: got %d messages, want 1", len(queued))
 		}
 		if err := c.Feed([]byte("hello")); err != nil {
@@ -925,3 +927,62 @@ func TestIdlePulledConnectionIsSmall(t *testing.T) {
 	}
 	wantFeed(t, conns[0], "", nil)
 }
+
+// take takes what is queued, and says that it is written.
+func take(c *Conn) (queued [][]byte, over bool) {
+	queued, cost, over := c.Take()
+	c.Taken(cost)
+	return queued, over
+}
+
+func TestWhatIsTakenCountsUntilItIsWritten(t *testing.T) {
+	for _, end := range []string{"taken", "close", "attach"} {
+		t.Run(end, func(t *testing.T) {
+			d := New(Config{QueueBytes: 1 << 10, TotalBytes: 1 << 12})
+			defer d.Close()
+			c := d.AddPulled(&pullHandler{}, func() {})
+			c.Start()
+			if err := c.Write(make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			_, cost, _ := c.Take()
+			if bytes, messages := c.Queued(); cost != 1000+overhead || bytes != cost || messages != 0 || d.QueuedBytes() != int64(cost) {
+				t.Fatalf("taken for %d: queued %d in %d, of all %d", cost, bytes, messages, d.QueuedBytes())
+			}
+			if err := c.Write(make([]byte, 1000)); err != nil { // the queue itself is empty
+				t.Fatal(err)
+			}
+			switch end {
+			case "taken":
+				c.Taken(cost)
+				take(c)
+			case "close":
+				c.Close()
+				c.Taken(cost)
+			case "attach":
+				near, far := net.Pipe()
+				defer far.Close()
+				if err := c.Attach(near, nil); err != nil {
+					t.Fatal(err)
+				}
+				c.Taken(cost)
+				if _, err := io.ReadFull(far, make([]byte, 1000)); err != nil {
+					t.Fatal(err)
+				}
+				for d.QueuedBytes() > 0 { // the writer is about to note it
+					runtime.Gosched()
+				}
+			}
+			if n := d.QueuedBytes(); n != 0 {
+				t.Errorf("%d bytes are still counted", n)
+			}
+		})
+	}
+}
+
+type pullHandler struct{}
+
+func (*pullHandler) Data(b []byte) int { return len(b) }
+func (*pullHandler) Tick(time.Time)    {}
+func (*pullHandler) Slow()             {}
+func (*pullHandler) Closed(error)      {}

@@ -278,15 +278,18 @@ func (c *Conn) shutDown(last []byte, cut, fin bool, wait time.Duration) {
 	c.wakeLocked()
 }
 
-// Queued is what is queued: its cost as in Config.QueueBytes, and the number
-// of messages.
+// Queued is what is queued: its cost as in Config.QueueBytes, with that of what
+// was taken and is not written yet, and the number of messages.
 func (c *Conn) Queued() (bytes, messages int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.q == nil {
-		return 0, 0
+	if p := c.pulledLocked(); p != nil {
+		bytes = p.taken
 	}
-	return c.q.bytes, c.q.len()
+	if c.q != nil {
+		bytes, messages = bytes+c.q.bytes, c.q.len()
+	}
+	return bytes, messages
 }
 
 // queue is what waits to be written to one connection.

@@ -30,7 +30,11 @@ func (s *Server) admit(w http.ResponseWriter, r *http.Request) bool {
 	h.Add("Vary", "Origin")
 	origin := r.Header.Get("Origin")
 	if origin == "" {
-		return true
+		// A page can have its browser make a GET without an Origin, and with
+		// cookies: an image's, a navigation's. New browsers say so (Fetch
+		// Metadata); one that may speak with us does not ask in this way.
+		site := r.Header.Get("Sec-Fetch-Site")
+		return site != "cross-site" && site != "same-site"
 	}
 	allowed, credentials := s.c.Origin(r)
 	if !allowed {

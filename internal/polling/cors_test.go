@@ -1,6 +1,7 @@
 package polling
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -128,6 +129,23 @@ func TestPreflightIsAnsweredBeforeTheQueryIsLookedAt(t *testing.T) {
 		a.want(t, 204, "")
 		if a.Header.Get("Access-Control-Allow-Headers") != "" {
 			t.Error("headers of any length are sent back")
+		}
+	})
+}
+
+func TestRequestThatAPageHasItsBrowserMakeUnseenIsForbidden(t *testing.T) {
+	both(t, func(t *testing.T, rev eio.Revision) {
+		g := newRig(t, nil)
+		open := fmt.Sprintf("EIO=%d&transport=polling", rev)
+		for site, want := range map[string]int{"cross-site": 403, "same-site": 403, "same-origin": 200, "none": 200, "": 200} {
+			a := g.do(t.Context(), "GET", open, nil, "Sec-Fetch-Site", site)
+			if a.StatusCode != want {
+				t.Errorf("Sec-Fetch-Site %q without an Origin: %d, want %d", site, a.StatusCode, want)
+			}
+			a = g.do(t.Context(), "GET", open, nil, "Sec-Fetch-Site", site, "Origin", "https://shop.example")
+			if a.StatusCode != 200 {
+				t.Errorf("Sec-Fetch-Site %q with an Origin that is allowed: %d, want 200", site, a.StatusCode)
+			}
 		}
 	})
 }

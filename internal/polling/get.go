@@ -26,8 +26,9 @@ func (p *Session) hold(w http.ResponseWriter, r *http.Request) {
 			return
 		default:
 		}
-		if frames, what := p.next(); what != nothing {
+		if frames, cost, what := p.next(); what != nothing {
 			p.answer(w, frames, what)
+			p.nc.Taken(cost)
 			return
 		}
 		if !held {
@@ -56,28 +57,29 @@ const (
 	theEnd // packets, of which the last is the session's last
 )
 
-// next takes what a GET is to be answered with.
-func (p *Session) next() ([][]byte, found) {
+// next takes what a GET is to be answered with. It is to be given back to
+// nc.Taken what it cost.
+func (p *Session) next() (frames [][]byte, cost int, what found) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.said, p.upgraded:
-		return [][]byte{noop}, reason
+		return [][]byte{noop}, 0, reason
 	case p.ended:
-		return [][]byte{closing}, theEnd
+		return [][]byte{closing}, 0, theEnd
 	}
-	frames, over := p.nc.Take()
+	frames, cost, over := p.nc.Take()
 	switch {
 	case over && len(frames) == 0, p.broken && !over:
-		return append(frames, closing), theEnd
+		return append(frames, closing), cost, theEnd
 	case over:
-		return frames, theEnd
+		return frames, cost, theEnd
 	case len(frames) > 0:
-		return frames, packets
+		return frames, cost, packets
 	case p.probed:
-		return [][]byte{noop}, reason
+		return [][]byte{noop}, 0, reason
 	}
-	return nil, nothing
+	return nil, 0, nothing
 }
 
 // answer writes what next took.
@@ -96,8 +98,11 @@ func (p *Session) answer(w http.ResponseWriter, frames [][]byte, what found) {
 		p.mu.Unlock()
 	})
 	keep(room, body)
+	p.mu.Lock()
+	broken := p.broken // meanwhile: then nobody else closes it
+	p.mu.Unlock()
 	switch {
-	case what == theEnd:
+	case what == theEnd || broken:
 		p.nc.Close()
 	case lost != nil:
 		p.left(what == packets)

@@ -91,7 +91,7 @@ const (
 // read appends a request's body to b. It waits Timeout for the first byte and
 // for each further one, and for all of them as long as minRate allows.
 func (s *Server) read(w http.ResponseWriter, r *http.Request, b []byte, limit int) ([]byte, error) {
-	if r.ContentLength > int64(limit) {
+	if limit >= 0 && r.ContentLength > int64(limit) {
 		return b, errTooLarge
 	}
 	b = slices.Grow(b, int(min(max(r.ContentLength+1, firstRead), mostAtOnce)))
@@ -113,7 +113,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, b []byte, limit in
 		n, err := r.Body.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		switch {
-		case len(b) > limit:
+		case limit >= 0 && len(b) > limit:
 			return b, errTooLarge
 		case err == io.EOF:
 			// While it is fed net/http waits for the next request.

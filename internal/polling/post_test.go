@@ -265,3 +265,15 @@ func TestSecondPOSTEndsTheSession(t *testing.T) {
 		}
 	}
 }
+
+func TestPOSTWithoutALimitMayHaveAnySize(t *testing.T) {
+	both(t, func(t *testing.T, rev eio.Revision) {
+		g := newRig(t, nil)
+		g.limit = -1
+		c := g.begin(rev, "")
+		big := "4" + strings.Repeat("x", 200_000)
+		if a := c.post(body(rev, big)); a.StatusCode != 200 {
+			t.Errorf("%d, want 200", a.StatusCode)
+		}
+	})
+}

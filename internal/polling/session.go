@@ -15,7 +15,7 @@ import (
 // requests, with no lock held, and may overlap each other, except Posted and
 // Upgraded, which overlap neither themselves nor a Feed.
 type Host interface {
-	// PostLimit is how many bytes a POST may have now.
+	// PostLimit is how many bytes a POST may have now; -1: any number.
 	PostLimit() int
 	// Alive is asked at each request with the session's sid. false: its
 	// heartbeat is overdue, or it has ended; the request is answered as if there
@@ -30,8 +30,8 @@ type Host interface {
 	Posted(binary bool)
 	// Broken says that the client broke the protocol, then err is a *wire.Error,
 	// or that it went away in the middle of a request, then err is nil. The
-	// session is to be ended: what is queued at the return, and a close packet
-	// if the host has not Shut the Conn with one, goes to the GET that is
+	// session is to be ended: what is still queued at the return, and a close
+	// packet if the host has not Shut the Conn with one, goes to the GET that is
 	// pending; without one the Conn is closed. It is called at most once.
 	Broken(err error)
 	// Upgraded says that what the handler's Data gets next are frames of the
@@ -59,6 +59,7 @@ type Session struct {
 	posting  bool       // a POST is being read, or fed
 	probing  bool       // a WebSocket has the place of the one that may be upgraded to
 	probed   bool       // … and was told 3probe: GETs are to end
+	parting  int8       // other WebSockets beside it that are told goodbye
 	upgraded bool       // the WebSocket is the transport
 	gone     bool       // no request finds the session any more
 	said     bool       // … because the client said close

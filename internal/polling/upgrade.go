@@ -29,13 +29,29 @@ func (p *Session) upgrade(w http.ResponseWriter, r *http.Request) {
 	p.mu.Lock()
 	gone := p.gone
 	second := p.probing || p.upgraded
-	if !gone && !second {
+	third := second && p.parting == maxParting
+	switch {
+	case gone || third:
+	case second:
+		p.parting++
+	default:
 		p.probing = true
 	}
 	p.mu.Unlock()
-	if gone {
+	switch {
+	case gone:
 		p.s.unknownSID(w, r)
 		return
+	case third:
+		p.s.refuse(w, r, WhyOverlap, http.StatusBadRequest, BadRequest)
+		return
+	}
+	if second {
+		defer func() {
+			p.mu.Lock()
+			p.parting--
+			p.mu.Unlock()
+		}()
 	}
 	nc, no := upgrade.Do(w, r, "")
 	if no != nil {
@@ -83,10 +99,12 @@ func (p *Session) upgrade(w http.ResponseWriter, r *http.Request) {
 	p.h.Upgraded()
 	if p.nc.Attach(nc, rest) != nil { // it was shut meanwhile, or closed
 		last := goodbye
-		if frames, _ := p.nc.Take(); len(frames) > 0 {
+		frames, cost, _ := p.nc.Take()
+		if len(frames) > 0 {
 			last = bytes.Join(frames, nil) // with a close frame
 		}
 		p.s.dismiss(nc, last)
+		p.nc.Taken(cost)
 		p.nc.Close()
 	}
 }
@@ -98,6 +116,10 @@ func (p *Session) giveUp() (ended bool) {
 	p.probing, p.probed, p.probe = false, false, nil
 	return p.ended
 }
+
+// maxParting bounds the WebSockets of one session that are told goodbye at a
+// time: they are nobody's, and in no count.
+const maxParting = 4
 
 var errProbe = errors.New("polling: not what an upgrade consists of")
 

@@ -384,6 +384,10 @@ func (p *packet) event(ev *wire.Event, holes []hole, parts [][]byte) (err error)
 		return nil
 	case typeEvent:
 		ev.Kind, ev.Name = wire.Message, p.name
+		if string(p.name) == "error" { // the client library's own name for a refusal
+			ev.Kind = wire.Ignored
+			return nil
+		}
 	case typeAck:
 		ev.Kind = wire.Ack
 	}
