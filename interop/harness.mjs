@@ -1,5 +1,5 @@
-// Starts and ends what the tests are about: examples/hello and Chromium. Every
-// wait is bounded, every process is ended by its own handle.
+// Starts and ends what the tests are about: examples/hello, sioserver and
+// Chromium. Every wait is bounded, every process is ended by its own handle.
 
 import assert from "node:assert/strict";
 import { execFileSync, spawn } from "node:child_process";
@@ -14,24 +14,35 @@ export const WAIT = 15_000; // the longest wait for anything, ms
 /** node:test's, in at most a minute. */
 export const test = (name, run) => nodeTest(name, { timeout: 60_000 }, run);
 
-/** The program, listening on address. url is the page's; stop() is Ctrl-C. */
-export async function startHello(address = "127.0.0.1:0") {
-	const bin = process.env.HELLO;
-	assert.ok(bin, "HELLO names no program: run interop/run");
-	const child = spawn(bin, ["-http", address], { stdio: ["ignore", "pipe", "pipe"] });
+/** examples/hello, listening on address. */
+export const startHello = (address) => start("HELLO", address);
+
+/** sioserver, listening on address, with more of its flags. */
+export const startSioserver = (address, ...flags) => start("SIOSERVER", address, flags);
+
+/**
+ * The program that the environment names, listening on address. url is what it
+ * says; stop() is Ctrl-C.
+ */
+async function start(variable, address = "127.0.0.1:0", flags = []) {
+	const bin = process.env[variable];
+	assert.ok(bin, `${variable} names no program: run interop/run`);
+	const child = spawn(bin, ["-http", address, ...flags], { stdio: ["ignore", "pipe", "pipe"] });
 	let said = "";
 	child.stderr.on("data", (b) => (said += b));
 	const lines = createInterface({ input: child.stdout });
 	const url = await new Promise((resolve, reject) => {
-		const late = setTimeout(() => reject(new Error("hello says no address: " + said)), WAIT);
+		const late = setTimeout(() => reject(new Error(`${variable} says no address: ${said}`)), WAIT);
 		lines.on("line", (line) => {
 			said += line + "\n";
 			if (!/^http:\S+$/.test(line)) return;
 			clearTimeout(late);
 			resolve(line);
 		});
-		child.once("exit", (code) => reject(new Error(`hello ended with ${code}: ${said}`)));
+		child.once("exit", (code) => reject(new Error(`${variable} ended with ${code}: ${said}`)));
 	});
+	const ask = async (method, path, query, body) =>
+		fetch(`${url}${path}?${new URLSearchParams(query)}`, { method, body, signal: AbortSignal.timeout(WAIT) });
 	return {
 		url,
 		address: new URL(url).host,
@@ -47,27 +58,28 @@ export async function startHello(address = "127.0.0.1:0") {
 		},
 		/** POSTs a push and returns { status, receipt }. */
 		async push(query, data) {
-			const answer = await fetch(`${url}/push?${new URLSearchParams(query)}`, {
-				method: "POST",
-				body: JSON.stringify(data),
-				signal: AbortSignal.timeout(WAIT),
-			});
+			const answer = await ask("POST", "/push", query, JSON.stringify(data));
 			return { status: answer.status, receipt: await answer.json() };
 		},
 		async stats() {
-			const answer = await fetch(`${url}/stats`, { signal: AbortSignal.timeout(WAIT) });
+			return (await ask("GET", "/stats")).json();
+		},
+		/** Asks one of the program's other routes, and returns its JSON. */
+		async ask(method, path, query) {
+			const answer = await ask(method, path, query);
+			assert.equal(answer.status, 200, `${path}: ${answer.ok || (await answer.text())}`);
 			return answer.json();
 		},
 	};
 }
 
-/** Chromium. Close it with close(). */
+/** Chromium, for which names ending in .example are this machine. Close it with close(). */
 export async function startBrowser() {
 	const path = execFileSync("sh", ["-c", "command -v chromium"], { encoding: "utf8" }).trim();
 	return chromium.launch({
 		executablePath: path,
 		timeout: 60_000,
-		args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"],
+		args: ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--host-resolver-rules=MAP *.example 127.0.0.1"],
 	});
 }
 
@@ -85,10 +97,19 @@ export async function newContext(browser, options = {}) {
 		page.on("requestfailed", (r) => complaints.push(`${r.method()} ${r.url()} failed`));
 		page.on("request", (r) => {
 			const { protocol, hostname } = new URL(r.url());
-			if (protocol !== "data:" && hostname !== "127.0.0.1") complaints.push(`asked the network for ${r.url()}`);
+			if (!["data:", "file:"].includes(protocol) && hostname !== "127.0.0.1") complaints.push(`asked the network for ${r.url()}`);
 		});
 	});
 	return Object.assign(context, { complaints });
+}
+
+/** promise's value, if it comes in time. */
+export async function within(what, promise, ms = WAIT) {
+	let late;
+	const never = new Promise((_, reject) => {
+		late = setTimeout(() => reject(new Error(`waited in vain until ${what}`)), ms);
+	});
+	return Promise.race([promise, never]).finally(() => clearTimeout(late));
 }
 
 /** Waits until check() answers something true, and returns that. */

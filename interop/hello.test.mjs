@@ -2,6 +2,7 @@
 // with interop/run. Each test's name is a promise.
 
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
 import { after, afterEach, before, beforeEach } from "node:test";
 
 import { newContext, startBrowser, startHello, test, until } from "./harness.mjs";
@@ -300,29 +301,40 @@ function contrasts() {
 	return low;
 }
 
-test("another page can neither push nor connect", async () => {
-	const page = await open();
-	const other = await startHello(); // another port is another origin
-	try {
+/** A web server that has nothing to do with the program. */
+async function startSite(t) {
+	const site = createServer((_, response) => response.writeHead(200, { "Content-Type": "text/html" }).end("<!doctype html><title>site</title>"));
+	await new Promise((resolve) => site.listen(0, "127.0.0.1", resolve));
+	t.after(() => {
+		site.closeAllConnections();
+		site.close();
+	});
+	return site.address().port;
+}
+
+/** Has a foreign page try a push and every way to connect, and tells which of these went well. */
+const attempt = (page, url) =>
+	page.evaluate(async (url) => {
+		await fetch(url + "/push?user=alice&event=forged", { method: "POST", body: "1", mode: "no-cors" }).catch(() => {});
+		const socket = (path) =>
+			new Promise((resolve) => {
+				const ws = new WebSocket(url.replace("http", "ws") + path);
+				ws.onopen = () => resolve(true);
+				ws.onerror = () => resolve(false);
+			});
+		const polling = fetch(url + "/socket.io/?EIO=4&transport=polling").then((answer) => answer.ok, () => false);
+		return Promise.all([socket("/ws?user=alice"), socket("/socket.io/?EIO=4&transport=websocket"), polling]);
+	}, url);
+
+for (const [whose, host, may] of [["another site's", "site.example", false], ["this machine's", "127.0.0.1", true]]) {
+	test(`${whose} pages can${may ? " connect and not" : " neither connect nor"} push`, async (t) => {
+		const page = await open();
 		const foreign = await context.newPage();
-		await foreign.goto(other.url + "/?user=mallory");
-		await connected(foreign);
-		await foreign.evaluate((url) => fetch(url + "/push?user=alice&event=forged", { method: "POST", body: "1", mode: "no-cors" }).catch(() => {}), hello.url);
-		const socket = await foreign.evaluate(
-			(url) =>
-				new Promise((resolve) => {
-					const ws = new WebSocket(url.replace("http", "ws") + "/ws?user=alice");
-					ws.onopen = () => resolve("open");
-					ws.onerror = () => resolve("refused");
-				}),
-			hello.url,
-		);
-		assert.equal(socket, "refused");
-		assert.equal((await hello.stats()).refused.origin, 1);
+		await foreign.goto(`http://${host}:${await startSite(t)}/`);
+		assert.deepEqual(await attempt(foreign, hello.url), [may, may, may]);
+		assert.equal((await hello.stats()).refused.origin, may ? 0 : 3);
 		assert.equal((await hello.push({ user: "alice", event: "last" }, 1)).status, 200);
 		await page.waitForSelector("#messages li[data-event=last]");
 		assert.deepEqual(await messages(page), [["last", "1"]]);
-	} finally {
-		await other.stop();
-	}
-});
+	});
+}
