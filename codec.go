@@ -91,7 +91,7 @@ func (p *encoded) frame(d dialect) ([]byte, Status) {
 	f, status := p.build(d)
 	if !p.shared {
 		p.frames[d], p.cannot[d] = f, status
-		if (d == dialectSocketIO4 || d == dialectSocketIO5) && !p.binary() { // one frame for both
+		if f != nil && (d == dialectSocketIO4 || d == dialectSocketIO5) && !p.binary() { // one frame for both
 			p.frames[dialectSocketIO4], p.frames[dialectSocketIO5] = f, f
 		}
 	}
@@ -131,6 +131,9 @@ func (p *encoded) build(d dialect) ([]byte, Status) {
 		}
 		return nil, Unsupported
 	case dialectSocketIO4, dialectSocketIO5, dialectSocketIOPacked:
+		if !sio.Fits(d.form(), p.value) {
+			return nil, Unsupported
+		}
 		s.frame = sio.AppendEvent(s.frame[:0], d.form(), p.space, p.event, p.value, p.ack)
 	case dialectMsgpack:
 		s.frame = pushjson.AppendPush(s.frame[:0], pushjson.Msgpack, p.event, p.value, p.ack, p.auto)

@@ -1601,7 +1601,10 @@ func (t *transport) receive(m *Received) {
 func (t *transport) answer(c *Conn, m *Received, reply any, err error) []byte {
 	var v wire.Value
 	if err == nil {
-		if v, err = answer(reply); err == nil {
+		if v, err = answer(reply); err == nil && t.socketio() != nil && !sio.Fits(c.dialect.form(), v) {
+			err = errors.New("push: an answer with more than 10 arguments of bytes")
+		}
+		if err == nil {
 			return t.speaks().Answer(nil, string(m.space), m.id, v, "")
 		}
 	}

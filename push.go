@@ -273,7 +273,8 @@ type SocketIO struct {
 	// MaxPayload is the size in bytes of what a client may send at a time: one
 	// message with its attachments, or the body of one POST. Before the client
 	// is connected it is 64 KiB, if that is less. Of a message at least 16 KiB
-	// have to come in a second, behind Limits.MessageTimeout. 1009; 413, and the
+	// have to come in a second, behind Limits.MessageTimeout. A message may have
+	// 10 attachments (msgpack: any number) and 256 arguments. 1009; 413, and the
 	// session goes on. 0: 1 000 000; -1: no limit, and clients are told 0.
 	MaxPayload int
 
@@ -456,8 +457,9 @@ type Message struct {
 }
 
 // Args are several arguments as a Message's Data or a handler's reply: each an
-// argument of its own for Socket.IO, where a []byte arrives as bytes; a JSON
-// array elsewhere, with a []byte as a base64 string.
+// argument of its own for Socket.IO, where a []byte arrives as bytes (its
+// clients take 10 of these, with their msgpack parser any number); a JSON array
+// elsewhere, with a []byte as a base64 string.
 type Args []any
 
 // Audience says whom a call is for: exactly one of User, Users, Room, All and
@@ -497,7 +499,7 @@ const (
 	TooLarge           // not sent: larger than the device takes
 	Overloaded         // not sent: too much is waiting, here or on that connection
 	NodeLost           // the node did not answer: it may have arrived
-	Unsupported        // not sent: the device's protocol cannot carry it (opaque bytes in mpush JSON, what MPush.Content refuses)
+	Unsupported        // not sent: the device's protocol cannot carry it (opaque bytes in mpush JSON, more than 10 arguments of them in Socket.IO, what MPush.Content refuses)
 	statuses
 )
 

@@ -79,6 +79,11 @@ func AppendDisconnect(dst []byte, f Form, space string) []byte {
 // which Old and New differ in an event or an ack.
 func Binary(v wire.Value) bool { return attachments(v) > 0 }
 
+// Fits reports whether clients take v: in Old and New at most 10 arguments may
+// be opaque bytes, as in socket.io-parser. More end a client's connection, or
+// its program.
+func Fits(f Form, v wire.Value) bool { return f == Packed || attachments(v) <= maxAttachments }
+
 // attachments is how many arguments of v are opaque bytes.
 func attachments(v wire.Value) (n int) {
 	if v.Args == nil && v.Bytes != nil {

@@ -170,10 +170,25 @@ func appendJSON(dst, b []byte) (_ []byte, n int, err error) {
 	if k == packedText {
 		n += int(v)
 	}
+	if notFinite(b[:n]) { // JSON.stringify makes the same of it
+		return append(dst, "null"...), n, nil
+	}
 	if dst, err = pushjson.AppendJSON(dst, b[:n]); err != nil { // a number that JSON does not have, or no UTF-8
 		return dst, n, errTranscode
 	}
 	return dst, n, nil
+}
+
+// notFinite reports whether a value is NaN or an infinity.
+func notFinite(b []byte) bool {
+	var f float64
+	switch {
+	case len(b) == 5 && b[0] == 0xca:
+		f = float64(math.Float32frombits(binary.BigEndian.Uint32(b[1:])))
+	case len(b) == 9 && b[0] == 0xcb:
+		f = math.Float64frombits(binary.BigEndian.Uint64(b[1:]))
+	}
+	return math.IsNaN(f) || math.IsInf(f, 0)
 }
 
 func appendBase64(dst, b []byte) []byte {
