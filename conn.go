@@ -1037,7 +1037,7 @@ type transport struct {
 	ends     atomic.Uint32 // why it ends, an index of reasons and one; 0 while it lives
 	counted  bool          // static: its address is, by e.addrs
 	broken   bool          // owned by Data: the peer broke the protocol, nothing of it is read any more
-	owes     uint8         // owned by Data: messages that rate has not paid for yet; one of a device counts for each 8 KiB that it became
+	owes     uint8         // owned by Data: messages that rate has not paid for yet; one of a device or of Socket.IO counts for each 8 KiB that it became
 	stalled  atomic.Bool   // reading stopped because the lane is full
 	rate     rate.Bucket   // owned by Data: of messages
 	pings    rate.Bucket   // owned by Data
@@ -1363,12 +1363,7 @@ func (t *transport) Data(b []byte) int {
 			s.heard()
 		}
 		if ev.Kind != wire.None {
-			switch ev.Kind {
-			case wire.Ping, wire.Pong, wire.Ignored: // may come inside a message, or between its attachments
-				if !session.Partial() {
-					t.begun.Store(0)
-				}
-			default:
+			if !session.Partial() { // heartbeats may come inside a message, or between its attachments
 				t.begun.Store(0)
 			}
 			t.handle(ev)
@@ -1392,6 +1387,15 @@ func (t *transport) full() bool {
 	if t.ending() {
 		return false
 	}
+	s := t.socketio()
+	if s != nil && s.debt {
+		if wait := s.connects.Take(connectRate, time.Now()); wait > 0 {
+			t.e.stats.limit(limitedBinds)
+			time.AfterFunc(wait, t.nc.Resume)
+			return true
+		}
+		s.debt = false
+	}
 	if d != nil {
 		if d.debt {
 			if wait := d.binds.Take(bindRate, time.Now()); wait > 0 {
@@ -1411,7 +1415,14 @@ func (t *transport) full() bool {
 	}
 	limit := t.inbox()
 	if total := int64(t.e.cfg.Limits.TotalQueueBytes); total > 0 && t.e.inboxes.Load() > total {
+		if s != nil { // whose messages are large
+			t.e.stats.limit(limitedInbox)
+			time.AfterFunc(inboxPause, t.nc.Resume)
+			return true
+		}
 		limit = lane.Limit{Items: 1} // all inboxes together are full: whoever has something in his waits
+	} else if s != nil && !s.joined.Load() {
+		limit = lane.Limit{Items: 1} // one CONNECT at a time
 	}
 	if !t.lane.Full(limit) {
 		return false
@@ -1433,7 +1444,13 @@ var (
 	beatRate  = rate.Limit{PerSecond: 1, Burst: 10}      // mpush: what is answered (row 17)
 	floodRate = rate.Limit{PerSecond: 1000, Burst: 1000} // mpush: what is borne
 	bindRate  = rate.Limit{PerSecond: 5, Burst: 5}       // row 53
+
+	connectRate = rate.Limit{PerSecond: 5, Burst: 16} // Socket.IO: CONNECTs
 )
+
+// inboxPause is how long nothing is read of a Socket.IO client while all
+// inboxes together are full.
+const inboxPause = 100 * time.Millisecond
 
 // handle is the one switch over what a protocol tells.
 func (t *transport) handle(ev *wire.Event) {
@@ -1464,8 +1481,13 @@ func (t *transport) handle(ev *wire.Event) {
 		}
 		claim := ev.Login
 		if s := t.socketio(); s != nil {
-			space := string(ev.Space)
-			t.lane.Put(len(claim.Auth)+len(claim.Query), func() { t.enter(s, space, claim) }, t)
+			space, size := string(ev.Space), len(claim.Auth)+len(claim.Query)
+			s.debt = s.connects.Take(connectRate, time.Now()) > 0
+			t.e.inboxes.Add(int64(size))
+			t.lane.Put(size, func() {
+				defer t.e.inboxes.Add(-int64(size))
+				t.enter(s, space, claim)
+			}, t)
 			break
 		}
 		t.lane.Put(len(claim.User)+len(claim.Token), func() { t.login(claim) }, t)
@@ -1507,8 +1529,8 @@ func (t *transport) handle(ev *wire.Event) {
 	if t.rate.Take(t.messageRate(), time.Now()) > 0 {
 		t.owes = 1
 	}
-	if t.device.Load() != nil {
-		t.owes += uint8(min(len(ev.Data.Bytes)/(8<<10), 200))
+	if t.device.Load() != nil || t.socketio() != nil {
+		t.owes += uint8(min(ev.Data.Size()/(8<<10), 200))
 	}
 }
 
@@ -1911,6 +1933,8 @@ type socketio struct {
 	beats    eio.Beat
 	pinged   atomic.Uint32 // when it was, by the same clock
 	raised   bool          // owned by Data: it takes MaxPayload
+	debt     bool          // owned by Data: a CONNECT that connects has not paid for yet
+	connects rate.Bucket   // owned by Data
 	refusals uint8         // the same: CONNECTs that were refused
 	opening  *opening      // owned by the lane, before begin by the request's goroutine: what later CONNECTs are asked with; nil: there is none any more
 	moved    atomic.Bool   // its polling has moved to a WebSocket
@@ -1927,6 +1951,7 @@ const (
 	upgradeTimeout  = 10 * time.Second // from the upgrade's WebSocket to its end
 	kickWait        = 5 * time.Second  // a client that hears that it is disconnected closes by itself
 	pollWait        = 30 * time.Second // for the next poll, which hears of the end
+	unpolledTime    = 10 * time.Second // a client that has opened asks at once for more; such a session costs it not even a socket
 	maxSpaces       = 8                // limits.md row 107
 	maxRefusals     = 100              // of CONNECTs on one connection
 	unjoinedPayload = 64 << 10         // what a client may send at a time before that (compatibility.md A5)
@@ -2010,6 +2035,11 @@ func (s *socketio) heard() {
 // life or does not join.
 func (t *transport) beat(s *socketio, now time.Time) {
 	e := t.e
+	if !s.joined.Load() && t.polls() && t.nc.Silence(now) > unpolledTime && !s.poll.Polls() {
+		e.stats.limit(limitedConnectTimeout)
+		t.cut(ReasonRefused)
+		return
+	}
 	if wait := e.cfg.SocketIO.ConnectTimeout; wait > 0 && !s.joined.Load() && time.Duration(int32(millis(now)-s.born))*time.Millisecond >= wait {
 		e.stats.limit(limitedConnectTimeout)
 		t.shut(ReasonRefused, wire.Policy, "no CONNECT in time", true)
@@ -2478,7 +2508,7 @@ func (t *transport) Tick(now time.Time) {
 			return
 		}
 		patience, pings = 365*24*time.Hour, false
-		if slowest > 0 && t.nc.Silence(now) <= slowest { // at least so much of it has to come in a second
+		if slowest > 0 && !t.polls() && t.nc.Silence(now) <= slowest { // at least so much of it has to come in a second
 			slowest += time.Duration(e.cfg.SocketIO.MaxPayload) * time.Second / leastRate
 		}
 	}
@@ -2612,6 +2642,8 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 	}
 	d, c, s := t.device.Load(), t.conn.Load(), t.socketio()
 	switch {
+	case cut && t.polls(): // a GET that is held hears of it; nobody waits for the next one
+		t.cut(why)
 	case d != nil && code == wire.Kicked && c != nil:
 		t.nc.Shut(d.session.Close(c.kickNote(d), code, text), cut, deviceWait)
 		d.lingers.Store(true)

@@ -282,6 +282,7 @@ type SocketIO struct {
 	// that is let in, to any namespace; then the transport is closed. A client
 	// 2.x is connected at once, or refused and then given as long. 0: 45 s; -1:
 	// no limit.
+	// One that polls and has not asked for anything for 10 s has no longer.
 	ConnectTimeout time.Duration
 
 	// PingInterval and PingTimeout are the heartbeat, as the client is told: a
@@ -1930,7 +1931,7 @@ type Stats struct {
 	Pushes      uint64            `json:"pushes"`      // calls that were let through
 	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
 	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
-	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused), accept (a listener waited), login_timeout, handshakes (not answered), proxied; of Socket.IO: connect_timeout, namespaces (more than 8), connects (more than 100 refused)
+	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused; also CONNECTs of Socket.IO), accept (a listener waited), login_timeout, handshakes (not answered), proxied; of Socket.IO: connect_timeout, namespaces (more than 8), connects (more than 100 refused)
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
 	Unhandled   uint64            `json:"unhandled"`   // messages for which there is no handler

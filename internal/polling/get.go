@@ -91,6 +91,9 @@ func (p *Session) answer(w http.ResponseWriter, frames [][]byte, what found) {
 	if binary {
 		kind = "application/octet-stream"
 	}
+	p.mu.Lock()
+	p.writing = http.NewResponseController(w)
+	p.mu.Unlock()
 	lost := p.s.reply(w, http.StatusOK, kind, body, func() {
 		p.mu.Lock()
 		p.polling = false
@@ -99,6 +102,7 @@ func (p *Session) answer(w http.ResponseWriter, frames [][]byte, what found) {
 	})
 	keep(room, body)
 	p.mu.Lock()
+	p.writing = nil
 	broken := p.broken // meanwhile: then nobody else closes it
 	p.mu.Unlock()
 	switch {

@@ -218,28 +218,31 @@ func parseQuery(raw string) (q query) {
 		return q
 	}
 	var b64 string
-	for _, p := range [...]struct {
-		name  string
-		value *string
-	}{{"EIO", &q.eio}, {"transport", &q.transport}, {"sid", &q.sid}, {"b64", &b64}} {
-		*p.value = parameter(raw, p.name)
+	var seen [4]bool
+	for pair := range strings.SplitSeq(raw, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if strings.ContainsAny(key, "%+") {
+			key, _ = url.QueryUnescape(key)
+		}
+		var i int
+		var into *string
+		switch key {
+		case "EIO":
+			i, into = 0, &q.eio
+		case "transport":
+			i, into = 1, &q.transport
+		case "sid":
+			i, into = 2, &q.sid
+		case "b64":
+			i, into = 3, &b64
+		default:
+			continue
+		}
+		if !seen[i] {
+			seen[i] = true
+			*into, _ = url.QueryUnescape(value) // "" if it is not escaped well
+		}
 	}
 	q.b64 = b64 != "" // whatever it says, as npm's server has it
 	return q
-}
-
-// parameter is the first value of the parameter name, "" if there is none or if
-// it is not escaped well.
-func parameter(raw, name string) string {
-	for pair := range strings.SplitSeq(raw, "&") {
-		key, value, _ := strings.Cut(pair, "=")
-		if key != name {
-			if key, _ = url.QueryUnescape(key); key != name {
-				continue
-			}
-		}
-		value, _ = url.QueryUnescape(value)
-		return value
-	}
-	return ""
 }

@@ -84,8 +84,7 @@ func (p *Session) receive(w http.ResponseWriter, r *http.Request) int {
 var errTooLarge = errors.New("polling: body over the limit")
 
 const (
-	firstRead  = 4 << 10  // the least room for one read of a body
-	mostAtOnce = 64 << 10 // the most room that is made before its bytes have come
+	firstRead = 4 << 10 // the least room for one read of a body
 )
 
 // read appends a request's body to b. It waits Timeout for the first byte and
@@ -94,7 +93,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, b []byte, limit in
 	if limit >= 0 && r.ContentLength > int64(limit) {
 		return b, errTooLarge
 	}
-	b = slices.Grow(b, int(min(max(r.ContentLength+1, firstRead), mostAtOnce)))
+	b = slices.Grow(b, firstRead) // what a header announces has not come
 	rc := http.NewResponseController(w)
 	start := time.Now()
 	for {
@@ -108,7 +107,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request, b []byte, limit in
 		}
 		_ = rc.SetReadDeadline(by)
 		if cap(b)-len(b) < firstRead/8 {
-			b = slices.Grow(b, firstRead)
+			b = slices.Grow(b, max(firstRead, len(b)))
 		}
 		n, err := r.Body.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]

@@ -40,7 +40,7 @@ type Host interface {
 }
 
 // Session is one session that began, or is about to begin, with polling. It
-// takes 104 bytes (TestSessionIsSmall), a channel of as many, and its place in
+// takes 112 bytes (TestSessionIsSmall), a channel of as many, and its place in
 // the Server's table, without what net/http has for a connection.
 type Session struct {
 	// Static.
@@ -54,19 +54,24 @@ type Session struct {
 	nc *netio.Conn
 	h  Host
 
-	mu       sync.Mutex // guards everything below; nc.Take is called under it, so Wake must not need it
-	polling  bool       // a GET is pending
-	posting  bool       // a POST is being read, or fed
-	probing  bool       // a WebSocket has the place of the one that may be upgraded to
-	probed   bool       // … and was told 3probe: GETs are to end
-	parting  int8       // other WebSockets beside it that are told goodbye
-	upgraded bool       // the WebSocket is the transport
-	gone     bool       // no request finds the session any more
-	said     bool       // … because the client said close
-	broken   bool       // … because the client broke it, and the host knows
-	ended    bool       // by End
-	probe    deadliner  // the probing WebSocket; nil: there is none that anybody may touch
+	mu       sync.Mutex               // guards everything below; nc.Take is called under it, so Wake must not need it
+	polling  bool                     // a GET is pending
+	posting  bool                     // a POST is being read, or fed
+	probing  bool                     // a WebSocket has the place of the one that may be upgraded to
+	probed   bool                     // … and was told 3probe: GETs are to end
+	parting  int8                     // other WebSockets beside it that are told goodbye
+	upgraded bool                     // the WebSocket is the transport
+	gone     bool                     // no request finds the session any more
+	said     bool                     // … because the client said close
+	broken   bool                     // … because the client broke it, and the host knows
+	ended    bool                     // by End
+	writing  *http.ResponseController // of the GET that is being answered; nil: none is
+	probe    deadliner                // the probing WebSocket; nil: there is none that anybody may touch
 }
+
+// partingTime is how long the answer to a GET may still be written when the
+// session has ended.
+const partingTime = time.Second
 
 // deadliner is what End needs of a net.Conn.
 type deadliner interface{ SetDeadline(t time.Time) error }
@@ -85,6 +90,13 @@ func (s *Server) NewSession(a Ask) *Session {
 
 // SID is the session id, a secret. It is made anew at each call.
 func (p *Session) SID() string { return p.s.c.Sids.seal(p.id) }
+
+// Polls reports whether a GET is pending.
+func (p *Session) Polls() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.polling
+}
 
 // Wake says that there is something to Take. It is for Driver.AddPulled, may be
 // called by any goroutine at any time, and takes no lock.
@@ -126,6 +138,9 @@ func (p *Session) End() {
 	p.s.mu.Lock()
 	delete(p.s.sessions, p.id)
 	p.s.mu.Unlock()
+	if p.writing != nil { // what nobody reads is not kept for long
+		_ = p.writing.SetWriteDeadline(time.Now().Add(partingTime))
+	}
 	if p.probe != nil {
 		_ = p.probe.SetDeadline(time.Unix(1, 0)) // its goroutine closes it
 	}

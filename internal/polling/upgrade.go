@@ -117,6 +117,9 @@ func (p *Session) giveUp() (ended bool) {
 	return p.ended
 }
 
+// maxPings is how many pings of a probing WebSocket are answered.
+const maxPings = 20
+
 // maxParting bounds the WebSockets of one session that are told goodbye at a
 // time: they are nobody's, and in no count.
 const maxParting = 4
@@ -129,7 +132,7 @@ var errProbe = errors.New("polling: not what an upgrade consists of")
 func (p *Session) handOver(nc net.Conn) (rest, last []byte, err error) {
 	reader := eio.NewReader(p.rev, len("2probe"))
 	buf := make([]byte, 512)
-	probed := false
+	probed, pings := false, 0
 	for {
 		n, err := nc.Read(buf)
 		if n == 0 && err != nil {
@@ -144,6 +147,9 @@ func (p *Session) handOver(nc net.Conn) (rest, last []byte, err error) {
 			in = in[used:]
 			switch {
 			case packet.Control.Op == ws.Ping:
+				if pings++; pings > maxPings {
+					return nil, goodbye, errProbe
+				}
 				_, err = nc.Write(ws.AppendFrame(nil, ws.Pong, packet.Control.Payload))
 			case packet.Control.Op == ws.Close:
 				return nil, ws.AppendClose(nil, packet.Control.Code, ""), errProbe
