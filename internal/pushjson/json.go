@@ -343,10 +343,10 @@ func unescape(s []byte) (r rune, n int) {
 	}
 }
 
-// appendQuoted appends s as a JSON string, in the words of encoding/json:
+// AppendQuoted appends s as a JSON string, in the words of encoding/json:
 // bytes that are not UTF-8 become U+FFFD, and what HTML or JavaScript would
 // read as something else is escaped.
-func appendQuoted[S string | []byte](dst []byte, s S) []byte {
+func AppendQuoted[S string | []byte](dst []byte, s S) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
 	from := 0 // s[from:i] needs no escape

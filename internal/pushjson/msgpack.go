@@ -125,7 +125,7 @@ func appendJSON(dst, b []byte) (_ []byte, n int, err error) {
 		if !utf8.Valid(s) {
 			return dst, n, errText
 		}
-		return appendQuoted(dst, s), n + len(s), nil
+		return AppendQuoted(dst, s), n + len(s), nil
 	case bin:
 		s := b[n : n+int(v)]
 		dst = append(dst, '"')

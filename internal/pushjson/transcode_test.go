@@ -229,10 +229,10 @@ func TestStringsAreQuotedAsEncodingJSONDoes(t *testing.T) {
 	check := func(s string) {
 		t.Helper()
 		want, _ := json.Marshal(s)
-		if got := appendQuoted(nil, s); string(got) != string(want) {
+		if got := AppendQuoted(nil, s); string(got) != string(want) {
 			t.Errorf("%q: got %s, want %s", s, got, want)
 		}
-		if got := appendQuoted(nil, []byte(s)); string(got) != string(want) {
+		if got := AppendQuoted(nil, []byte(s)); string(got) != string(want) {
 			t.Errorf("%q as bytes: got %s, want %s", s, got, want)
 		}
 		var back string

@@ -83,7 +83,7 @@ func (w *writer) text(s string) {
 		w.dst = append(appendHead(w.dst, text, len(s)), s...)
 		return
 	}
-	w.dst = appendQuoted(w.dst, s)
+	w.dst = AppendQuoted(w.dst, s)
 }
 
 func (w *writer) uint(u uint64) {

@@ -3,7 +3,6 @@ package sio
 import (
 	"slices"
 	"strconv"
-	"unicode/utf8"
 
 	"github.com/embedpush/push/internal/eio"
 	"github.com/embedpush/push/internal/pushjson"
@@ -276,56 +275,7 @@ func (w *writer) text(s string) {
 		w.dst = appendPackedText(w.dst, s)
 		return
 	}
-	w.dst = appendQuoted(w.dst, s)
-}
-
-// appendQuoted appends s as a JSON string, in the words of encoding/json
-// without its escapes for HTML: bytes that are not UTF-8 become U+FFFD.
-func appendQuoted(dst []byte, s string) []byte {
-	const hex = "0123456789abcdef"
-	dst = append(dst, '"')
-	from := 0 // s[from:i] needs no escape
-	for i := 0; i < len(s); {
-		c := s[i]
-		if c >= utf8.RuneSelf {
-			r, n := utf8.DecodeRuneInString(s[i:])
-			if r == utf8.RuneError && n == 1 {
-				dst = append(append(dst, s[from:i]...), `\ufffd`...)
-				from = i + n
-			} else if r == '\u2028' || r == '\u2029' {
-				dst = append(append(dst, s[from:i]...), `\u202`...)
-				dst = append(dst, hex[r&0xF])
-				from = i + n
-			}
-			i += n
-			continue
-		}
-		if c >= ' ' && c != '"' && c != '\\' {
-			i++
-			continue
-		}
-		dst = append(append(dst, s[from:i]...), '\\')
-		switch c {
-		case '"', '\\':
-			dst = append(dst, c)
-		case '\b':
-			dst = append(dst, 'b')
-		case '\f':
-			dst = append(dst, 'f')
-		case '\n':
-			dst = append(dst, 'n')
-		case '\r':
-			dst = append(dst, 'r')
-		case '\t':
-			dst = append(dst, 't')
-		default:
-			dst = append(dst, 'u', '0', '0', hex[c>>4], hex[c&0xF])
-		}
-		i++
-		from = i
-	}
-	dst = append(dst, s[from:]...)
-	return append(dst, '"')
+	w.dst = pushjson.AppendQuoted(w.dst, s)
 }
 
 // packedKeys writes a msgpack map up to the payload. Keys without a value are

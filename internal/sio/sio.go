@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/embedpush/push/internal/eio"
+	"github.com/embedpush/push/internal/pushjson"
 	"github.com/embedpush/push/internal/wire"
 	"github.com/embedpush/push/internal/ws"
 )
@@ -156,7 +157,7 @@ func (s *Session) packet(p *eio.Packet, ev *wire.Event) error {
 // the one argument {"error":…}.
 func (s *Session) Answer(dst []byte, space string, id uint64, v wire.Value, refusal string) []byte {
 	if refusal != "" {
-		v = wire.Value{JSON: append(appendQuoted([]byte(`{"error":`), refusal), '}')}
+		v = wire.Value{JSON: append(pushjson.AppendQuoted([]byte(`{"error":`), refusal), '}')}
 	}
 	return AppendAck(dst, s.Form(), space, id, v)
 }
