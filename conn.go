@@ -224,7 +224,7 @@ type Conn struct {
 	mu      sync.Mutex
 	rooms   int16              // guarded by mu: how many of members are rooms
 	sealed  bool               // not guarded, static: its session makes bytes of its own of every push
-	parted  bool               // not guarded, owned by the lane: OnDisconnect ran
+	parted  bool               // not guarded, owned by the lane: OnDisconnect ran, or never will: it ended before OnConnect
 	oking   bool               // guarded by mu: the OK to its BIND is not sent yet
 	kickDue bool               // guarded by mu: and it was replaced meanwhile
 	out     int16              // guarded by mu: of acks, those written through the window
@@ -1255,12 +1255,22 @@ func unlimited(limit int) int {
 }
 
 // greet notes that OnConnect is to run, unless the connection has ended
-// already.
+// already. Who calls it is on the lane, or about to put OnConnect on it.
 func (c *Conn) greet() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.greeted = !c.ended
+	c.greeted, c.parted = !c.ended, c.ended
 	return c.greeted
+}
+
+// welcome runs OnConnect for a Conn that was greeted, also if it has ended since
+// then, and lets go what was pushed to it meanwhile. It runs on the lane.
+func (t *transport) welcome(c *Conn) {
+	if !c.parted && t.e.cfg.OnConnect != nil {
+		t.connect(c)
+	} else {
+		c.release()
+	}
 }
 
 // connect runs OnConnect. It runs on the lane.
@@ -1422,7 +1432,7 @@ func (t *transport) full() bool {
 		}
 		limit = lane.Limit{Items: 1} // all inboxes together are full: whoever has something in his waits
 	} else if s != nil && !s.joined.Load() {
-		limit = lane.Limit{Items: 1} // one CONNECT at a time
+		limit = lane.Limit{Items: 2} // a CONNECT, and while it is asked about we hear of the client's end
 	}
 	if !t.lane.Full(limit) {
 		return false
@@ -1838,18 +1848,16 @@ func (t *transport) bind(d *device, b *bindRequest) {
 		t.bindFailed(d, b, err)
 		return
 	}
+	if fresh {
+		c.greet()
+	}
 	t.send(d.session.LoggedIn(nil, b.id, who.user, "", left))
 	if c.answering(false) {
 		t.send(c.kickNote(d))
 	}
 	d.bind.CompareAndSwap(b, nil)
-	switch {
-	case !fresh:
-	case e.cfg.OnConnect == nil:
-		c.greet()
-		c.release()
-	case c.greet(): // before whatever came behind the BIND, which waits on this lane
-		t.connect(c)
+	if fresh { // before whatever came behind the BIND, which waits on this lane
+		t.welcome(c)
 	}
 }
 
@@ -1936,9 +1944,10 @@ type socketio struct {
 	debt     bool          // owned by Data: a CONNECT that connects has not paid for yet
 	connects rate.Bucket   // owned by Data
 	refusals uint8         // the same: CONNECTs that were refused
-	opening  *opening      // owned by the lane, before begin by the request's goroutine: what later CONNECTs are asked with; nil: there is none any more
+	opening  *opening      // owned by the lane: what later CONNECTs are asked with; nil: there is none any more
 	moved    atomic.Bool   // its polling has moved to a WebSocket
 	over     atomic.Bool   // its polling has ended: no poll gets anything any more
+	lingers  atomic.Bool   // it ends, and has some time to close by itself, or to poll
 	joined   atomic.Bool   // a CONNECT was let in
 	counted  atomic.Bool   // it is counted out of those that are not joined
 	asking   asking
@@ -2193,23 +2202,29 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 	case denied != "":
 		s.t.send(sio.AppendConnectError(nil, sio.Old, "", denied))
 	case who != nil:
-		c, err := s.t.join(s, "", who, l.Rooms)
-		if err == ErrClosed {
-			// The engine was closed meanwhile.
-		} else if err != nil {
-			if s.counted.Store(false); !e.pend(&e.stats.unjoined) {
-				s.counted.Store(true)
-			}
-			s.t.notJoined(s, "", err)
-		} else if c.greet() && e.cfg.OnConnect != nil {
-			s.t.lane.Always(func() { s.t.connect(c) }, s.t)
-		} else {
-			c.release()
-		}
+		told := make(chan struct{})
+		s.t.lane.Always(func() { s.t.enterOld(s, who, l.Rooms, told) }, s.t)
+		<-told // so that it is in the answer, and nothing is read before
 	}
 	s.t.begin()
 	if s.poll != nil {
 		s.poll.Begin(w, r, s.t.nc, s)
+	}
+}
+
+// enterOld makes a client 2.x, which the gate let in, join "/". It runs on the
+// lane, and closes told when the client was told and before any hook.
+func (t *transport) enterOld(s *socketio, who *identity, rooms []string, told chan struct{}) {
+	c, err := t.join(s, "", who, rooms)
+	if err != nil && err != ErrClosed {
+		if s.counted.Store(false); !t.e.pend(&t.e.stats.unjoined) {
+			s.counted.Store(true)
+		}
+		t.notJoined(s, "", err)
+	}
+	close(told)
+	if err == nil {
+		t.welcome(c)
 	}
 }
 
@@ -2247,13 +2262,11 @@ func (t *transport) enter(s *socketio, space string, claim *wire.LoginClaim) {
 		c, err = t.join(s, space, who, l.Rooms)
 	}
 	switch {
+	case err == nil: // before whatever came behind the CONNECT, which waits on this lane
+		t.welcome(c)
 	case err == ErrClosed || t.ending():
-	case err != nil:
-		t.notJoined(s, space, err)
-	case c.greet() && e.cfg.OnConnect != nil: // before whatever came behind the CONNECT, which waits on this lane
-		t.connect(c)
 	default:
-		c.release()
+		t.notJoined(s, space, err)
 	}
 }
 
@@ -2296,6 +2309,9 @@ func (t *transport) join(s *socketio, space string, who *identity, rooms []strin
 		c.end(ReasonRefused, false)
 		s.remove(c)
 		return nil, err
+	}
+	if !c.greet() {
+		return nil, ErrClosed
 	}
 	s.joined.Store(true)
 	s.unpend()
@@ -2490,6 +2506,7 @@ func (t *transport) goodbye(last []byte, cut bool) {
 		t.nc.HangUp(last, cut, closeWait)
 	case t.polls() && t.why() != ReasonShutdown:
 		t.nc.Shut(last, cut, pollWait)
+		t.socketio().lingers.Store(true)
 	default:
 		t.nc.Shut(last, cut, closeWait)
 	}
@@ -2512,7 +2529,7 @@ func (t *transport) Tick(now time.Time) {
 		if slowest > 0 && !t.polls() && t.nc.Silence(now) <= slowest { // at least so much of it has to come in a second
 			slowest += time.Duration(e.cfg.SocketIO.MaxPayload) * time.Second / leastRate
 			if e.cfg.SocketIO.MaxPayload == 0 {
-				slowest = 0 // as long as something comes
+				slowest = time.Hour // as long as something comes
 			}
 		}
 	}
@@ -2656,10 +2673,12 @@ func (t *transport) shut(why Reason, code wire.Code, text string, cut bool) bool
 		if t.polls() { // it closes by a POST, for which there has to be a session
 			if last := s.disconnects(); t.nc.Write(last) == nil {
 				time.AfterFunc(kickWait, func() { t.cut(why) })
+				s.lingers.Store(true)
 				break
 			}
 		}
 		t.nc.Shut(s.disconnects(), cut, kickWait)
+		s.lingers.Store(true)
 	default:
 		t.goodbye(t.speaks().Close(nil, code, text), cut)
 	}
@@ -2689,7 +2708,7 @@ func (c *Conn) deferKick() bool {
 func (t *transport) hurry() {
 	if d := t.device.Load(); d != nil && d.lingers.Load() {
 		t.nc.HangUp(nil, false, closeWait)
-	} else if t.socketio() != nil {
+	} else if s := t.socketio(); s != nil && s.lingers.Load() {
 		t.nc.Shut(nil, false, closeWait)
 	}
 }
