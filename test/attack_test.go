@@ -842,7 +842,7 @@ func TestHookThatExitsItsGoroutineEndsItsOwnConnectionOnly(t *testing.T) {
 
 // TestDataMayPanicOrPushByItself: row 131, from inside encoding/json.
 func TestDataMayPanicOrPushByItself(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{})
 		w.dialect = dialect
 		v := w.witness()
@@ -938,7 +938,7 @@ func TestBodyChangedAfterThePushIsNotSeen(t *testing.T) {
 		w := newWorld(t, push.Config{Limits: push.Limits{QueueBytes: 1 << 20, MaxConnsPerUser: -1}})
 		var pages []*page
 		for i := range 80 {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyDoor(i)
 			pages = append(pages, w.connect("alice", "token=room"))
 		}
 		pages[0].pause()
@@ -1281,7 +1281,7 @@ func TestWhoIsGoneIsNotCountedAsSlow(t *testing.T) {
 // TestWhatOnConnectPushesComesFirstAlsoInACrowd: OnConnect pushes with its
 // context to everybody, of whom there are too many for its caller to write to.
 func TestWhatOnConnectPushesComesFirstAlsoInACrowd(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		for _, crowd := range []int{3, 70} {
 			for name, a := range map[string]push.Audience{"all": {All: true}, "room": {Room: "room"}, "all with a filter": {All: true, NoTag: []string{"x"}}} {
 				goOn := make(chan struct{})
@@ -1316,7 +1316,7 @@ func TestWhatOnConnectPushesComesFirstAlsoInACrowd(t *testing.T) {
 
 // TestRefusalWithoutATextIsStillARefusal.
 func TestRefusalWithoutATextIsStillARefusal(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{OnMessage: func(context.Context, *push.Conn, *push.Received) (any, error) { return "yes", push.Refuse("") }})
 		w.dialect = dialect
 		p := w.connect("alice")
@@ -1343,7 +1343,7 @@ func TestNeverIsNotNow(t *testing.T) {
 			TotalQueueBytes: -1, FanoutBytes: -1, InboxMessages: -1, AcksWaiting: -1, MessageRate: -1, PushRate: -1, MaxConns: -1, MaxPending: -1, MaxConnsPerUser: -1, MaxConnsPerAddr: -1}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			overDialects(t, func(t *testing.T, dialect string) {
+			overPages(t, func(t *testing.T, dialect string) {
 				w := newWorld(t, cfg)
 				w.dialect = dialect
 				p, _, err := w.tryConnect("alice")

@@ -54,29 +54,32 @@ func idleMemory(b *testing.B, role, as string) (rss, heap, stacks float64) {
 	defer l.stop()
 	var port [1]int64
 	server.hear(port[:])
-	measure := func(conns int) (got [4]int64) {
-		b.Helper()
-		for range 1000 {
-			if server.ask(got[:], "memory"); got[0] == int64(conns) {
-				return got
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		b.Fatalf("%d connections, want %d", got[0], conns)
-		return got
-	}
 	// The first connections pay for what is there once.
 	l.dial(int(port[0]), 0, 100, 10)
 	l.pong()
 	l.hangUp()
-	before := measure(0)
+	before := server.memory(0)
 	l.dial(int(port[0]), 0, maxClients, 10)
-	measure(maxClients)
+	server.memory(maxClients)
 	server.tell("push")
 	l.wait(maxClients)
 	l.pong()
-	after := measure(maxClients)
+	after := server.memory(maxClients)
 	return float64(after[1]-before[1]) / maxClients, float64(after[2]-before[2]) / maxClients, float64(after[3]-before[3]) / maxClients
+}
+
+// memory asks a server, when it has so many connections, for their number and
+// what residentMemory says.
+func (p *secondProcess) memory(conns int) (got [4]int64) {
+	p.b.Helper()
+	for range 1000 {
+		if p.ask(got[:], "memory"); got[0] == int64(conns) {
+			return got
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	p.b.Fatalf("%d connections, want %d", got[0], conns)
+	return got
 }
 
 func BenchmarkBroadcast1000(b *testing.B)  { benchmarkBroadcast(b, 1000, 1) }

@@ -44,7 +44,7 @@ func TestChurnGivesMemoryBack(t *testing.T) {
 		for cycle := 1; cycle <= 3; cycle++ {
 			churn(t, e, ln, cycle)
 			heap[cycle] = liveHeap() // stops the world, so goroutines that were just ending have ended
-			if n := runtime.NumGoroutine(); n != goroutines {
+			if n := runtime.NumGoroutine(); n > goroutines { // fewer: one of another test has ended
 				t.Errorf("cycle %d: %d goroutines, want %d as before", cycle, n, goroutines)
 			}
 			if s := e.Stats(); s.Conns+s.Users+s.Rooms+s.Memberships != 0 || s.QueuedBytes != 0 || s.Flights != 0 || s.Pending != 0 {

@@ -70,9 +70,12 @@ func hooked(d *diary, b *blocking) push.Config {
 		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
 			if l.Conn != nil {
 				b.wait("Authenticate " + l.Conn.UserID())
+			} else if l.Namespace != "" {
+				b.wait("Authenticate " + l.UserID)
 			}
 			return believe(ctx, l)
 		},
+		SocketIO: push.SocketIO{Namespace: func(context.Context, string, *push.Login) error { return nil }},
 		OnConnect: func(ctx context.Context, c *push.Conn) {
 			d.note("connect %s", c.UserID())
 			b.wait("OnConnect " + c.UserID())
@@ -94,7 +97,7 @@ func hooked(d *diary, b *blocking) push.Config {
 func TestBlockedHookStallsItsOwnConnectionOnly(t *testing.T) {
 	for _, hook := range []string{"OnMessage", "OnConnect", "Authenticate"} {
 		t.Run(hook, func(t *testing.T) {
-			overDialects(t, func(t *testing.T, dialect string) {
+			overPages(t, func(t *testing.T, dialect string) {
 				var d diary
 				var b blocking
 				w := newWorld(t, hooked(&d, &b))
@@ -106,7 +109,11 @@ func TestBlockedHookStallsItsOwnConnectionOnly(t *testing.T) {
 				case "OnMessage":
 					alice.sends("stuck", nil)
 				case "Authenticate":
-					alice.logsIn("carol")
+					if alice.io != nil {
+						alice.io.joins("/other", "alice")
+					} else {
+						alice.logsIn("carol")
+					}
 				}
 				alice.asks(1, "later", nil)
 				synctest.Wait()
@@ -119,16 +126,15 @@ func TestBlockedHookStallsItsOwnConnectionOnly(t *testing.T) {
 					}
 					alice.wantPush("ask")
 				}
-				alice.sendsRaw(map[string]any{"ping": 1})
-				if m := alice.next(); m.Pong != 1 {
-					t.Errorf("got %v, want a pong", m)
-				}
-				pongs := 0
-				alice.ws.SetPongHandler(func(string) error { pongs++; return nil })
-				alice.ws.WriteControl(websocket.PingMessage, []byte("x"), time.Now().Add(time.Second))
-				synctest.Wait()
-				if pongs != 1 {
-					t.Errorf("%d pongs, want 1", pongs)
+				alice.isAlive()
+				if alice.io == nil {
+					pongs := 0
+					alice.ws.SetPongHandler(func(string) error { pongs++; return nil })
+					alice.ws.WriteControl(websocket.PingMessage, []byte("x"), time.Now().Add(time.Second))
+					synctest.Wait()
+					if pongs != 1 {
+						t.Errorf("%d pongs, want 1", pongs)
+					}
 				}
 				alice.wantNothing()
 
@@ -142,8 +148,8 @@ func TestBlockedHookStallsItsOwnConnectionOnly(t *testing.T) {
 
 				// Pings go out, and the silence of nobody is counted who answers.
 				time.Sleep(90 * time.Second)
-				if alice.pings.Load() < 3 || alice.conn() == nil {
-					t.Errorf("%d pings in 90 s, connection %v", alice.pings.Load(), alice.conn())
+				if alice.pinged() < 3 || alice.conn() == nil {
+					t.Errorf("%d pings in 90 s, connection %v", alice.pinged(), alice.conn())
 				}
 
 				// Close goes past the hook.
@@ -412,7 +418,7 @@ func TestHookOverOneSecondIsCountedAndNamed(t *testing.T) {
 func TestFullInboxLosesNothing(t *testing.T) {
 	for _, limit := range []push.Limits{{InboxMessages: 3}, {InboxMessages: -1, MaxMessage: 64 << 10}, {}} {
 		t.Run(fmt.Sprint(limit.InboxMessages), func(t *testing.T) {
-			overDialects(t, func(t *testing.T, dialect string) {
+			overPages(t, func(t *testing.T, dialect string) {
 				var d diary
 				var b blocking
 				cfg := hooked(&d, &b)
@@ -477,7 +483,7 @@ type numberedPad struct {
 
 // TestMessageRatePausesReadingAndLosesNothing: acks and pongs are free.
 func TestMessageRatePausesReadingAndLosesNothing(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{
 			OnMessage: func(ctx context.Context, c *push.Conn, m *push.Received) (any, error) { return m.Event, nil },
 			Limits:    push.Limits{MessageRate: 10, AcksWaiting: -1},
@@ -532,12 +538,12 @@ func TestSnapshotInOnConnectThenLive(t *testing.T) {
 					Limits: push.Limits{MaxConnsPerUser: -1},
 				})
 				for i := range crowd {
-					w.dialect = dialectNames[i%2]
+					w.dialect = anyDoor(i)
 					w.connect("", "token=news")
 				}
 				n := 0
 				for i := range 8 {
-					w.dialect = dialectNames[i%2]
+					w.dialect = anyDoor(i)
 					var p *page
 					var connects sync.WaitGroup
 					connects.Go(func() {
@@ -601,7 +607,8 @@ func TestHandlerThatPushesToItsOwnUserGetsTheAck(t *testing.T) {
 				},
 			})
 			close(ready)
-			for _, w.dialect = range dialectNames {
+			all := slices.Concat(dialectNames, socketIODoors)
+			for _, w.dialect = range all {
 				p := w.connect(w.dialect)
 				p.wantPush("welcome", "welcome")
 				p.asks(7, "go", nil)
@@ -609,7 +616,7 @@ func TestHandlerThatPushesToItsOwnUserGetsTheAck(t *testing.T) {
 				p.wantAnswer(7, `"done"`, "")
 			}
 			want := []string{"welcome: 1 acked, <nil>", "welcome: acked, <nil>", "message: 1 acked, <nil>", "message: acked, <nil>"}
-			d.want(t, append(want, want...)...)
+			d.want(t, slices.Repeat(want, len(all))...)
 		}
 	})
 }
@@ -670,24 +677,26 @@ func TestHooksMayCallAnything(t *testing.T) {
 				DeviceClass: func(l *push.Login) string { w.Online("alice"); w.Stats(); return "" },
 			})
 			close(ready)
-			for i := range 6 {
-				w.dialect = dialectNames[i%2]
+			for i := range 8 {
+				w.dialect = anyDoor(i)
 				p, _, err := w.tryConnect("alice", "token=room")
 				if err != nil {
 					t.Fatal(err)
 				}
 				p.sends("go", nil)
 				if how == 0 {
-					p.logsIn("alice")
-					p.waitFor("the login", func() bool {
-						return slices.ContainsFunc(p.got, func(m envelope) bool { return m.Login != nil })
-					})
+					if p.io == nil {
+						p.logsIn("alice")
+						p.waitFor("the login", func() bool {
+							return slices.ContainsFunc(p.got, func(m envelope) bool { return m.Login != nil })
+						})
+					}
 					p.leaves()
 				} else {
 					p.end()
 				}
 			}
-			for range 6 {
+			for range 8 {
 				<-ends
 			}
 		}
@@ -825,7 +834,7 @@ func TestRefusedForTooManyConnectionsHasNoHooks(t *testing.T) {
 // TestMessagesBeforeGoodbyeReachTheirHandlers: what was read is not dropped
 // because more was read behind it.
 func TestMessagesBeforeGoodbyeReachTheirHandlers(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		var d diary
 		var b blocking
 		w := newWorld(t, hooked(&d, &b))
@@ -1255,7 +1264,7 @@ func TestExpiredLoginIsClosedWith4401(t *testing.T) {
 
 // TestHandlerErrorsReachTheClientOnlyAsRefuse.
 func TestHandlerErrorsReachTheClientOnlyAsRefuse(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{})
 		w.dialect = dialect
 		push.On(w.Engine, "secret", func(ctx context.Context, c *push.Conn, in any) (any, error) {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -127,7 +126,7 @@ func (p *secondProcess) hear(answer []int64) {
 // load is many clients in a second process.
 type load struct {
 	*secondProcess
-	as     string // what dial opens: asPage, or a kind of device
+	as     string // what dial opens: asPage, or a kind of device or of socketKinds
 	conns  int    // open
 	frames int64  // that wait has waited for
 	bytes  int64  // that wait has told
@@ -230,6 +229,7 @@ type loadConn struct {
 	head   [mpush.HeaderLen]byte // the beginning of a frame's header
 	have   int                   // how much of head
 	device *loadDevice           // nil: a page
+	socket *loadSocket           // nil: not one of socketKinds
 }
 
 func newLoadClients() *loadClients {
@@ -293,7 +293,11 @@ func (c *loadClients) command(words []string) error {
 	switch words[0] {
 	case "dial":
 		dial := c.dial
-		if as := words[5]; as != asPage {
+		if as := words[5]; socketKinds[as] != nil {
+			dial = func(port, first, n, roomSize int) error {
+				return c.dialSockets(port, first, n, roomSize, socketKinds[as])
+			}
+		} else if as != asPage {
 			dial = func(port, first, n, roomSize int) error { return c.dialDevices(port, first, n, roomSize, as) }
 		}
 		if err := dial(args[0], args[1], args[2], args[3]); err != nil {
@@ -316,8 +320,10 @@ func (c *loadClients) command(words []string) error {
 			frame := pong
 			if conn.device != nil {
 				frame = []byte{mpush.Beat}
+			} else if conn.socket != nil {
+				frame = conn.socket.beat()
 			}
-			if conn.open {
+			if conn.open && len(frame) > 0 {
 				if _, err := syscall.Write(fd, frame); err != nil {
 					return err
 				}
@@ -438,7 +444,11 @@ func (c *loadClients) read(fd int) {
 	}
 	c.feed(fd, c.buf[:n])
 	c.stamps(c.buf[:n])
-	c.ackPage(fd, c.buf[:n])
+	if c.conns[fd].socket == nil {
+		c.ackPage(fd, c.buf[:n])
+	} else {
+		c.ackSocket(fd, c.buf[:n])
+	}
 }
 
 // stamps notes how long every stamped message in b took.
@@ -465,6 +475,10 @@ func (c *loadClients) feed(fd int, b []byte) {
 	f := &c.conns[fd]
 	if f.device != nil {
 		c.feedDevice(fd, b)
+		return
+	}
+	if f.socket != nil && f.socket.polls {
+		c.feedPolling(fd, b)
 		return
 	}
 	for len(b) > 0 {
@@ -533,7 +547,11 @@ func runMemoryServer(role string) error {
 		h, conns = hub, hub.size
 		broadcast = func() { hub.broadcast([]byte(benchText)) }
 	default:
-		return errors.New("unknown role")
+		s, err := newSocketServer(role)
+		if err != nil {
+			return err
+		}
+		serve, conns, broadcast = func() { s.http.Serve(ln) }, s.count, s.broadcast
 	}
 	go serve()
 	fmt.Println(ln.Addr().(*net.TCPAddr).Port)

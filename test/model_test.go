@@ -25,7 +25,7 @@ var (
 // TestEngineIsWhatTheModelSays runs random programs against an engine and
 // against a model made of plain maps.
 func TestEngineIsWhatTheModelSays(t *testing.T) {
-	for _, dialect := range append(dialectNames, "mixed") {
+	for _, dialect := range slices.Concat(dialectNames, socketIODoors, []string{"mixed"}) {
 		t.Run(dialect, func(t *testing.T) {
 			for range *modelSeeds {
 				seed := rand.Uint64()
@@ -116,7 +116,7 @@ func runProgram(t *testing.T, dialect string, seed uint64, steps, crowd int) {
 	})
 	setDialect := func() {
 		if m.w.dialect = dialect; dialect == "mixed" {
-			m.w.dialect = m.pick(dialectNames)
+			m.w.dialect = anyDoor(m.rnd.IntN(100))
 		}
 	}
 	for range crowd {
@@ -234,7 +234,16 @@ func (m *model) connect() string {
 	}
 	did := fmt.Sprintf("connect %q on %s, tags %q, rooms %q: ok %v, replaces %d", user, os, tags, rooms, ok, len(replaced))
 	if !ok {
-		if _, resp, err := m.w.tryConnect(user, query...); err == nil || resp == nil || resp.StatusCode != http.StatusTooManyRequests {
+		p, resp, err := m.w.tryConnect(user, query...)
+		if p != nil && p.io != nil {
+			if end := new(ioEnd); !errors.As(err, &end) || !end.refused {
+				m.t.Errorf("one connection too many got %v, want a connect error", err)
+			}
+			p.io.closes()
+			<-p.io.done
+			return did
+		}
+		if err == nil || resp == nil || resp.StatusCode != http.StatusTooManyRequests {
 			m.t.Errorf("one connection too many got %v %v, want 429", resp, err)
 		}
 		return did
@@ -251,6 +260,9 @@ func (m *model) connect() string {
 func (m *model) lateLogin() string {
 	c := m.one()
 	if c == nil {
+		return "-"
+	}
+	if c.page.io != nil {
 		return "-"
 	}
 	user, os, tags, rooms := m.user(), m.pick(modelOSs), m.some(modelTags), m.some(modelRooms)
@@ -284,6 +296,9 @@ func (m *model) lateLogin() string {
 func (m *model) logout() string {
 	c := m.one()
 	if c == nil {
+		return "-"
+	}
+	if c.page.io != nil {
 		return "-"
 	}
 	c.page.sendsRaw(map[string]any{"logout": true})
@@ -557,7 +572,7 @@ func (m *model) push() string {
 	want := map[push.ConnID]push.Delivery{}
 	if waits {
 		for _, c := range conns {
-			d := push.Delivery{UserID: c.user, DeviceID: c.page.device, Protocol: c.page.dialect, Conn: c.conn.ID(), Status: good}
+			d := push.Delivery{UserID: c.user, DeviceID: c.page.device, Protocol: c.page.protocol(), Conn: c.conn.ID(), Status: good}
 			if good == push.Acked {
 				d.Reply = json.RawMessage("null")
 			}
@@ -686,7 +701,7 @@ func (m *model) check() {
 	}
 	for _, d := range devices {
 		i := slices.IndexFunc(conns, func(c *modelConn) bool { return c.conn.ID() == d.Conn })
-		if i < 0 || d.UserID != conns[i].user || d.OS != conns[i].os || !slices.Equal(d.Tags, conns[i].tags) || d.Protocol != conns[i].page.dialect {
+		if i < 0 || d.UserID != conns[i].user || d.OS != conns[i].os || !slices.Equal(d.Tags, conns[i].tags) || d.Protocol != conns[i].page.protocol() {
 			m.t.Errorf("Devices of %s have %+v", did, d)
 		}
 	}

@@ -58,7 +58,7 @@ func TestEverySenderIsHeardInOrder(t *testing.T) {
 		}()
 		w := start(push.Config{Limits: push.Limits{QueueBytes: -1, QueueMessages: -1, AcksWaiting: -1, MaxConnsPerUser: -1, MessageRate: -1}})
 		connect := func(i int, more ...string) *page {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyDoor(i)
 			return w.connect(fmt.Sprintf("u%d", i%20), more...)
 		}
 		var ears []*ear
@@ -97,6 +97,7 @@ func TestEverySenderIsHeardInOrder(t *testing.T) {
 				}
 			})
 		}
+		w.dialect = dialectNames[0] // who vanishes between two polls is not missed at once
 		for i := range 2 {
 			churn.Go(func() {
 				rnd := rand.New(rand.NewPCG(seed, uint64(100+i)))
@@ -223,7 +224,7 @@ func TestMembersThatStayHearEachBroadcastOnce(t *testing.T) {
 		var all []*push.Conn
 		var pages []*page
 		for i := range members {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyDoor(i)
 			p := w.connect("", "token=hall")
 			pages = append(pages, p)
 		}
@@ -371,7 +372,7 @@ func TestPushToUsersReachesAConnectionOnce(t *testing.T) {
 // answer, answer late, twice, with ids of their own, or never, that stop
 // reading, and that come and go.
 func TestReceiptsHoldUnderChaos(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		seed := rand.Uint64()
 		defer func() {
 			if t.Failed() {
@@ -389,9 +390,12 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 				rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 				for ctx.Err() == nil {
 					p, _, err := w.tryConnect(fmt.Sprintf("u%d", i%4), "token=all")
-					if err != nil {
+					if p == nil && !endedWith(err, 4408) {
 						t.Error(err)
 						return
+					}
+					if err != nil { // a page of Socket.IO may be given up while it is connecting
+						continue
 					}
 					whim := rand.New(rand.NewPCG(seed, rnd.Uint64()))
 					p.onAck(func(p *page, m envelope) {
@@ -405,7 +409,7 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 						case 3:
 							p.answers(envelope{ID: m.ID ^ 1<<29}, "foreign") // not one of the last half billion
 							p.answers(envelope{ID: 7}, "foreign")
-							p.answers(envelope{ID: m.ID + 1<<40}, "foreign")
+							p.answers(envelope{ID: m.ID + 1<<32}, "foreign")
 							p.answers(m, k)
 						default:
 							p.answers(m, k)
@@ -501,6 +505,9 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 		}
 		all.Wait()
 		time.Sleep(ackTimeout + 5*time.Second)
+		if strings.HasSuffix(dialect, "polling") { // who vanished between two polls is missed only now
+			time.Sleep(time.Minute)
+		}
 		s := w.Stats()
 		for status, name := range map[push.Status]string{push.Sent: "sent", push.Acked: "acked", push.Timeout: "timeout", push.Gone: "gone", push.Slow: "slow", push.Overloaded: "overloaded"} {
 			if s.Deliveries[name] != statuses[status] {
@@ -567,7 +574,7 @@ func sleepFor(ctx context.Context, d time.Duration) {
 
 // TestUnansweredPushTimesOutExactly at AckTimeout or at its ctx's end.
 func TestUnansweredPushTimesOutExactly(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{Limits: push.Limits{AckTimeout: 3 * time.Second}})
 		w.dialect = dialect
 		mute, quick := w.connect("alice"), w.connect("alice")
@@ -639,7 +646,7 @@ func TestCancelledPushReturnsAtOnce(t *testing.T) {
 
 // TestLateForeignAndSecondAcksChangeNothing, and are counted.
 func TestLateForeignAndSecondAcksChangeNothing(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{})
 		w.dialect = dialect
 		alice, bob := w.connect("alice"), w.connect("bob")
@@ -650,11 +657,15 @@ func TestLateForeignAndSecondAcksChangeNothing(t *testing.T) {
 			pushed <- r
 		}()
 		m := alice.wantPush("ask")
+		largest := uint64(1<<53 - 1)
+		if isSocketIO(dialect) {
+			largest = 9_999_999_999
+		}
 		// bob knows the id, and it is none of his.
-		for _, id := range []uint64{m.ID, 0, 1, m.ID + 1<<32, 1<<53 - 1} {
+		for _, id := range []uint64{m.ID, 0, 1, m.ID + 1<<32, largest} {
 			bob.answers(envelope{ID: id}, "bob")
 		}
-		for _, id := range []uint64{0, 1, m.ID + 1<<32, m.ID ^ 1<<29, 1<<53 - 1} {
+		for _, id := range []uint64{0, 1, m.ID + 1<<32, m.ID ^ 1<<29, largest} {
 			alice.answers(envelope{ID: id}, "wrong")
 		}
 		synctest.Wait()
@@ -717,7 +728,7 @@ func TestOneTooManyUnansweredPushIsOverloaded(t *testing.T) {
 func TestProgressIsNeverTwoAtOnceAndItsLastHasEveryDevice(t *testing.T) {
 	for _, async := range []bool{false, true} {
 		t.Run(fmt.Sprintf("async %v", async), func(t *testing.T) {
-			overDialects(t, func(t *testing.T, dialect string) {
+			overPages(t, func(t *testing.T, dialect string) {
 				w := newWorld(t, push.Config{})
 				w.dialect = dialect
 				const members = 90
@@ -730,7 +741,7 @@ func TestProgressIsNeverTwoAtOnceAndItsLastHasEveryDevice(t *testing.T) {
 						})
 					case 1:
 						p.onAck(func(p *page, m envelope) {
-							time.AfterFunc(time.Duration(i)*30*time.Millisecond, func() { p.ws.NetConn().Close() })
+							time.AfterFunc(time.Duration(i)*30*time.Millisecond, func() { p.cuts() })
 						})
 					default:
 						p.onAck(silent)
@@ -803,7 +814,7 @@ func TestRatePacesAPush(t *testing.T) {
 					arrived := map[int]int{} // by second
 					var begin time.Time
 					for i := range members {
-						w.dialect = dialectNames[i%2]
+						w.dialect = anyDoor(i)
 						p := w.connect("", "token=room")
 						go func() {
 							for {
@@ -861,7 +872,7 @@ func TestRateEndsWithItsContext(t *testing.T) {
 		for range 20 {
 			w := newWorld(t, push.Config{})
 			for range 3 {
-				w.connect("alice").onAck(func(p *page, m envelope) { p.ws.NetConn().Close() })
+				w.connect("alice").onAck(func(p *page, m envelope) { p.cuts() })
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			begin := time.Now()

@@ -13,8 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"github.com/embedpush/push"
 )
 
@@ -73,7 +71,7 @@ func TestShutdownSaysGoodbye(t *testing.T) {
 		w := start(push.Config{OnDisconnect: func(c *push.Conn, why push.Reason) { d.note("%s", why) }})
 		var pages []*page
 		for i := range 10 {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyDoor(i)
 			pages = append(pages, w.connect("alice"))
 		}
 		var calls sync.WaitGroup
@@ -107,7 +105,7 @@ func TestShutdownFlushesWhatWasPushed(t *testing.T) {
 				w := start(push.Config{})
 				var pages []*page
 				for i := range crowd {
-					w.dialect = dialectNames[i%2]
+					w.dialect = anyDoor(i)
 					pages = append(pages, w.connect(""))
 				}
 				const pushes = 20
@@ -119,19 +117,19 @@ func TestShutdownFlushesWhatWasPushed(t *testing.T) {
 				if err := w.Shutdown(t.Context()); err != nil {
 					t.Error(err)
 				}
-				short := 0
+				var short []string
 				for _, p := range pages {
-					if err := p.end(); !websocket.IsCloseError(err, 1001) {
+					if err := p.end(); !endedWith(err, 1001) {
 						t.Errorf("ended with %v, want 1001", err)
 					}
 					got := numbers(p.taken())
 					wantPrefix(t, p, got)
 					if len(got) != pushes {
-						short++
+						short = append(short, p.dialect)
 					}
 				}
-				if short > 0 {
-					t.Errorf("%d of %d pages did not get all that was sent before Shutdown", short, crowd)
+				if len(short) > 0 {
+					t.Errorf("%d of %d pages did not get all that was sent before Shutdown: %q", len(short), crowd, short)
 				}
 			})
 		})
@@ -145,7 +143,8 @@ func TestKickComesBehindWhatWasPushed(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, push.Config{})
 				var pages []*page
-				for range crowd {
+				for i := range crowd {
+					w.dialect = anyDoor(i)
 					pages = append(pages, w.connect(""))
 				}
 				if _, err := w.Broadcast(t.Context(), push.Message{Event: "bye"}); err != nil {
@@ -156,7 +155,7 @@ func TestKickComesBehindWhatWasPushed(t *testing.T) {
 				}
 				without := 0
 				for _, p := range pages {
-					if err := p.end(); !websocket.IsCloseError(err, 4410) {
+					if err := p.end(); !endedWith(err, 4410) {
 						t.Errorf("ended with %v, want 4410", err)
 					}
 					if len(p.taken()) != 1 {
@@ -173,7 +172,7 @@ func TestKickComesBehindWhatWasPushed(t *testing.T) {
 
 // TestShutdownWaitsForAcks in flight, and lets pushes work meanwhile.
 func TestShutdownWaitsForAcks(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{})
 		w.dialect = dialect
 		alice, bob := w.connect("alice"), w.connect("bob")
@@ -250,7 +249,7 @@ func TestShutdownIsNotHeldUpByPushesThatBeginMeanwhile(t *testing.T) {
 		if took := time.Since(begin); took > 7*time.Second || err != nil {
 			t.Errorf("Shutdown took %v: %v", took, err)
 		}
-		if err := alice.end(); !websocket.IsCloseError(err, 1001) {
+		if err := alice.end(); !endedWith(err, 1001) {
 			t.Errorf("ended with %v, want 1001", err)
 		}
 		pushes.Wait()
@@ -312,7 +311,7 @@ func TestShutdownKeepsTimeForGoodbyes(t *testing.T) {
 					t.Errorf("Shutdown: %v after %v, want nil after at most 2 s", err, time.Since(begin))
 				}
 				for _, p := range []*page{alice, bob} {
-					if err := p.end(); !websocket.IsCloseError(err, 1001) {
+					if err := p.end(); !endedWith(err, 1001) {
 						t.Errorf("ended with %v, want 1001", err)
 					}
 				}
@@ -333,14 +332,14 @@ func TestDrainSpreadsTheCloses(t *testing.T) {
 		var at []time.Duration
 		var begin time.Time
 		for i := range n {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyDoor(i)
 			p := w.connect("alice")
 			ends.Go(func() {
 				<-p.done
 				mu.Lock()
 				defer mu.Unlock()
 				at = append(at, time.Since(begin))
-				if !websocket.IsCloseError(p.end(), 1001) {
+				if !endedWith(p.end(), 1001) {
 					t.Errorf("ended with %v", p.end())
 				}
 			})
@@ -363,6 +362,7 @@ func TestDrainSpreadsTheCloses(t *testing.T) {
 		if r, err := w.PushToUser(t.Context(), "alice", push.Message{}); err != nil || r.Targets < n/2-2 {
 			t.Errorf("a push while it drains: %v, %v", r.Targets, err)
 		}
+		w.dialect = dialectNames[0]
 		_, resp, err := w.tryConnect("late")
 		if err == nil || resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 			t.Errorf("who comes while it drains: %v, %v, want 503 with Retry-After", resp, err)
@@ -557,7 +557,7 @@ func TestEndDuringUpgrades(t *testing.T) {
 								}
 								if i%2 == 0 {
 									err := p.end()
-									if how == "Shutdown" && !websocket.IsCloseError(err, 1001) {
+									if how == "Shutdown" && !endedWith(err, 1001) {
 										t.Errorf("ended with %v, want 1001", err)
 									}
 								}
@@ -684,7 +684,7 @@ func TestSilentClientIsClosedAfterItsHeartbeat(t *testing.T) {
 				if want := int64(20 * time.Second / heartbeat); mute.pings.Load() < max(1, want) {
 					t.Errorf("%d pings went out in %v", mute.pings.Load(), took)
 				}
-				if err := mute.end(); !websocket.IsCloseError(err, 1001) {
+				if err := mute.end(); !endedWith(err, 1001) {
 					t.Errorf("ended with %v, want 1001", err)
 				}
 				time.Sleep(5 * heartbeat)

@@ -57,7 +57,7 @@ func everyAck(t *testing.T, f func(t *testing.T, ack push.Ack)) {
 
 func TestPushOverTheQueueIsSlowForThatDeviceAlone(t *testing.T) {
 	everyAck(t, func(t *testing.T, ack push.Ack) {
-		overDialects(t, func(t *testing.T, dialect string) {
+		overPages(t, func(t *testing.T, dialect string) {
 			w := newWorld(t, push.Config{Limits: push.Limits{QueueBytes: 64 << 10}})
 			w.dialect = dialect
 			slow, fine := w.connect("alice"), w.connect("alice")
@@ -176,7 +176,7 @@ func TestSlowPageThatTakesNothingIsResetAfterASecond(t *testing.T) {
 		p.resume()
 		err := p.end()
 		got := numbers(p.taken())
-		if websocket.IsCloseError(err, 4408) {
+		if endedWith(err, 4408) {
 			t.Errorf("ended with %v after %v, want a socket that was cut", err, got)
 		}
 		wantPrefix(t, p, got)
@@ -184,7 +184,7 @@ func TestSlowPageThatTakesNothingIsResetAfterASecond(t *testing.T) {
 }
 
 func TestQueueFromWhichNothingLeavesIsGivenUpAfterWriteTimeout(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overWebSockets(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{Limits: push.Limits{WriteTimeout: 4 * time.Second}})
 		w.dialect = dialect
 		slow, fine := w.connect("alice"), w.connect("bob")
@@ -209,7 +209,7 @@ func TestQueueFromWhichNothingLeavesIsGivenUpAfterWriteTimeout(t *testing.T) {
 			t.Errorf("closed %d before the second is over", got)
 		}
 		slow.resume()
-		if err := slow.end(); !websocket.IsCloseError(err, 4408) {
+		if err := slow.end(); !endedWith(err, 4408) {
 			t.Errorf("ended with %v, want 4408", err)
 		}
 		wantPrefix(t, slow, numbers(slow.taken()))
@@ -243,7 +243,7 @@ func TestPageThatReadsSlowlyButSteadilyStays(t *testing.T) {
 }
 
 func TestTotalQueueBytesClosesTheFullest(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overWebSockets(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{Limits: push.Limits{QueueBytes: 1 << 20, TotalQueueBytes: 600 << 10}})
 		w.dialect = dialect
 		// The stream takes 64 KiB of each; the rest is queued.
@@ -275,7 +275,7 @@ func TestTotalQueueBytesClosesTheFullest(t *testing.T) {
 			}
 		}
 		fullest.resume()
-		if err := fullest.end(); !websocket.IsCloseError(err, 4408) {
+		if err := fullest.end(); !endedWith(err, 4408) {
 			t.Errorf("the fullest ended with %v, want 4408", err)
 		}
 		wantPrefix(t, fullest, numbers(fullest.taken()))
@@ -306,7 +306,7 @@ func TestWhoLostAFrameNeverGetsALaterOne(t *testing.T) {
 		pad := strings.Repeat("x", 700)
 		var pages []*page
 		for i := range 70 {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyWebSocket(i)
 			pages = append(pages, w.connect("alice", "token=hall"))
 		}
 		for _, p := range pages[10:] {
@@ -352,11 +352,11 @@ func TestWhoLostAFrameNeverGetsALaterOne(t *testing.T) {
 						break
 					}
 				}
-				if websocket.IsCloseError(err, 1001) && len(heard) != pushes {
+				if endedWith(err, 1001) && len(heard) != pushes {
 					t.Errorf("page %d was not closed as slow and got %d of %d", i, len(heard), pushes)
 				}
 			}
-			if websocket.IsCloseError(err, 4408) {
+			if endedWith(err, 4408) {
 				slow++
 			}
 		}
@@ -373,7 +373,7 @@ func TestSlowPageHoldsNobodyUp(t *testing.T) {
 		slow.pause()
 		var others []*page
 		for i := range 100 {
-			w.dialect = dialectNames[i%2]
+			w.dialect = anyDoor(i)
 			others = append(others, w.connect("", "token=room"))
 		}
 		begin := time.Now()
@@ -413,7 +413,7 @@ func TestSlowPageHoldsNobodyUp(t *testing.T) {
 
 // TestEmptyQueueTakesAnyPushUpToMaxPush: row 136 as compatibility.md A6 has it.
 func TestEmptyQueueTakesAnyPushUpToMaxPush(t *testing.T) {
-	overDialects(t, func(t *testing.T, dialect string) {
+	overPages(t, func(t *testing.T, dialect string) {
 		w := newWorld(t, push.Config{Limits: push.Limits{QueueBytes: 1 << 10, MaxPush: 300 << 10}})
 		w.dialect = dialect
 		p := w.connect("alice")
@@ -494,7 +494,7 @@ func TestCutFramesAreNeverHalf(t *testing.T) {
 				p.readsOnce()
 			}
 			p.resume()
-			if err := p.end(); !websocket.IsCloseError(err, 4408) {
+			if err := p.end(); !endedWith(err, 4408) {
 				t.Errorf("%d bytes: ended with %v", size, err)
 			}
 			wantPrefix(t, p, numbers(p.taken()))

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -60,9 +59,10 @@ type world struct {
 	net    *memnet.Network
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	seq   atomic.Int64 // device ids
-	mu    sync.Mutex
-	pages []*page // guarded by mu
+	seq     atomic.Int64 // device ids
+	mu      sync.Mutex
+	pages   []*page     // guarded by mu
+	clients []*ioClient // guarded by mu: of Socket.IO
 }
 
 const (
@@ -139,11 +139,14 @@ func serveWorld(t testing.TB, cfg push.Config, ln net.Listener) *world {
 		w.server.Close()
 		<-w.served
 		w.mu.Lock()
-		pages := w.pages
+		pages, clients := w.pages, w.clients
 		w.mu.Unlock()
+		for _, c := range clients {
+			c.over()
+		}
 		for _, p := range pages {
 			p.resume()
-			p.ws.Close()
+			p.cuts()
 			<-p.done
 		}
 	})
@@ -170,6 +173,9 @@ type envelope struct {
 		Conn string `json:"conn"`
 	} `json:"login"`
 	Pong int `json:"pong"`
+
+	args  []json.RawMessage // all that came over Socket.IO
+	bytes [][]byte          // beside args: those that are opaque
 }
 
 func (m envelope) String() string {
@@ -182,13 +188,15 @@ func (m envelope) String() string {
 	return m.Event + " " + string(m.Data)
 }
 
-// page is one client.
+// page is one client, or of Socket.IO what one client is in one namespace.
 type page struct {
 	t       testing.TB
 	w       *world
 	ws      *websocket.Conn
 	gate    *gateConn
-	device  string // unlike every other page's
+	io      *ioClient // Socket.IO: instead of ws and gate
+	space   string    // Socket.IO
+	device  string    // unlike every other page's
 	dialect string
 
 	acks   atomic.Pointer[func(*page, envelope)] // answers pushes that want an ack; nil: answer
@@ -202,6 +210,7 @@ type page struct {
 	got     []envelope    // guarded by mu: not looked at yet
 	changed chan struct{} // guarded by mu: closed when something came
 	err     error         // guarded by mu: why nothing more comes
+	joined  string        // guarded by mu: Socket.IO: its id, "2.x" if it is not told
 }
 
 // connect lets a page in as user ("": nobody), and waits until it is in its
@@ -216,6 +225,9 @@ func (w *world) connect(user string, more ...string) *page {
 		}
 		w.t.Fatalf("%q connects: status %d, %v", user, status, err)
 	}
+	if p.io != nil {
+		return p
+	}
 	p.sendsRaw(map[string]any{"ping": 1})
 	p.waitFor("a pong", func() bool {
 		i := slices.IndexFunc(p.got, func(m envelope) bool { return m.Pong != 0 })
@@ -229,6 +241,9 @@ func (w *world) connect(user string, more ...string) *page {
 
 // tryConnect only dials.
 func (w *world) tryConnect(user string, more ...string) (*page, *http.Response, error) {
+	if isSocketIO(w.dialect) {
+		return w.tryConnectIO(user, more...)
+	}
 	q := url.Values{}
 	if user != "" {
 		q.Set("user", user)
@@ -286,26 +301,35 @@ func (p *page) read() {
 		if err == nil {
 			m, err = decodeEnvelope(p.dialect, b)
 		}
-		p.mu.Lock()
 		if err != nil {
+			p.mu.Lock()
 			p.err = err
-		} else {
-			p.got = append(p.got, m)
-		}
-		close(p.changed)
-		p.changed = make(chan struct{})
-		p.mu.Unlock()
-		if err != nil {
+			p.changedLocked()
+			p.mu.Unlock()
 			return
 		}
-		if m.Event != "" && m.ID != 0 {
-			if f := p.acks.Load(); f != nil {
-				(*f)(p, m)
-			} else {
-				p.answers(m, nil)
-			}
+		p.gets(m)
+	}
+}
+
+// gets m, and answers if it wants an ack.
+func (p *page) gets(m envelope) {
+	p.mu.Lock()
+	p.got = append(p.got, m)
+	p.changedLocked()
+	p.mu.Unlock()
+	if m.Event != "" && m.ID != 0 {
+		if f := p.acks.Load(); f != nil {
+			(*f)(p, m)
+		} else {
+			p.answers(m, nil)
 		}
 	}
+}
+
+func (p *page) changedLocked() {
+	close(p.changed)
+	p.changed = make(chan struct{})
 }
 
 func decodeEnvelope(dialect string, b []byte) (m envelope, err error) {
@@ -329,16 +353,28 @@ func silent(*page, envelope) {}
 
 // answers a push.
 func (p *page) answers(m envelope, data any) {
+	if p.io != nil {
+		p.acknowledges(m, data)
+		return
+	}
 	p.sendsRaw(map[string]any{"ack": m.ID, "data": data})
 }
 
 // sends a message that wants no answer.
 func (p *page) sends(event string, data any) {
+	if p.io != nil {
+		p.emits(-1, event, data)
+		return
+	}
 	p.sendsRaw(map[string]any{"event": event, "data": data})
 }
 
 // asks sends a message that wants an answer.
 func (p *page) asks(id int, event string, data any) {
+	if p.io != nil {
+		p.emits(int64(id), event, data)
+		return
+	}
 	p.sendsRaw(map[string]any{"event": event, "data": data, "id": id})
 }
 
@@ -376,14 +412,48 @@ func (p *page) sendsRaw(m map[string]any) {
 
 // says goodbye, and waits until the socket is closed.
 func (p *page) leaves() {
+	if p.io != nil {
+		p.io.enqueue(p.io.disconnectPacket(p.space))
+		p.io.closes()
+		<-p.done
+		return
+	}
 	p.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(time.Second))
 	<-p.done
 }
 
 // vanishes without goodbye.
 func (p *page) vanishes() {
-	p.ws.NetConn().Close()
+	p.cuts()
 	<-p.done
+}
+
+// cuts its connection and does not wait.
+func (p *page) cuts() {
+	if p.io != nil {
+		p.io.cuts()
+	} else {
+		p.ws.NetConn().Close()
+	}
+}
+
+// isAlive wants an answer that goes past every hook, if its protocol has one.
+func (p *page) isAlive() {
+	p.t.Helper()
+	switch {
+	case p.io == nil:
+		p.sendsRaw(map[string]any{"ping": 1})
+		if m := p.next(); m.Pong != 1 {
+			p.t.Errorf("got %v, want a pong", m)
+		}
+	case p.io.rev == 3:
+		before := p.io.pings.Load()
+		p.io.says("2")
+		synctest.Wait()
+		if p.io.pings.Load() != before+1 {
+			p.t.Error("a ping is not answered")
+		}
+	}
 }
 
 // patience is how long a page waits for what has to come: virtual time in a
@@ -483,7 +553,7 @@ func (p *page) wantClosed(code int) {
 	if len(got) > 0 {
 		p.t.Errorf("%s got %v, want to be closed with %d first", p.device, brief(got), code)
 	}
-	if closed := new(websocket.CloseError); !errors.As(err, &closed) || closed.Code != code {
+	if !endedWith(err, code) {
 		p.t.Errorf("%s ended with %v, want close code %d", p.device, err, code)
 	}
 }
@@ -499,6 +569,20 @@ func (p *page) end() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.err
+}
+
+// pinged tells how often it was pinged, or of Socket.IO 4 had a pong.
+func (p *page) pinged() int64 {
+	if p.io != nil {
+		return p.io.pings.Load()
+	}
+	return p.pings.Load()
+}
+
+// protocol is what Conn.Protocol says.
+func (p *page) protocol() string {
+	protocol, _, _ := strings.Cut(p.dialect, " ")
+	return protocol
 }
 
 // taken is everything that came so far.
@@ -523,19 +607,18 @@ func (p *page) conn() *push.Conn {
 // pause stops reading, but for what a read under way still brings (at most
 // gorilla's 4 KiB).
 func (p *page) pause() {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	if p.gate.open == nil {
-		p.gate.open = make(chan struct{})
+	if p.io != nil {
+		p.io.pause()
+	} else {
+		p.gate.pause()
 	}
 }
 
 func (p *page) resume() {
-	p.gate.mu.Lock()
-	defer p.gate.mu.Unlock()
-	if p.gate.open != nil {
-		close(p.gate.open)
-		p.gate.open = nil
+	if p.io != nil {
+		p.io.resume()
+	} else {
+		p.gate.resume()
 	}
 }
 
@@ -554,6 +637,23 @@ type gateConn struct {
 	once chan struct{} // never closed: lets one Read pass
 	mu   sync.Mutex
 	open chan struct{} // guarded by mu: closed by resume; nil while not paused
+}
+
+func (g *gateConn) pause() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open == nil {
+		g.open = make(chan struct{})
+	}
+}
+
+func (g *gateConn) resume() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.open != nil {
+		close(g.open)
+		g.open = nil
+	}
 }
 
 func (g *gateConn) Read(b []byte) (int, error) {
