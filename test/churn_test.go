@@ -43,8 +43,10 @@ func TestChurnGivesMemoryBack(t *testing.T) {
 		var heap [4]int64
 		for cycle := 1; cycle <= 3; cycle++ {
 			churn(t, e, ln, cycle)
-			heap[cycle] = liveHeap() // stops the world, so goroutines that were just ending have ended
-			if n := runtime.NumGoroutine(); n > goroutines { // fewer: one of another test has ended
+			// It stops the world, so goroutines that were just ending have ended;
+			// one of a test before, too, perhaps.
+			heap[cycle] = liveHeap()
+			if n := runtime.NumGoroutine(); n > goroutines {
 				t.Errorf("cycle %d: %d goroutines, want %d as before", cycle, n, goroutines)
 			}
 			if s := e.Stats(); s.Conns+s.Users+s.Rooms+s.Memberships != 0 || s.QueuedBytes != 0 || s.Flights != 0 || s.Pending != 0 {
