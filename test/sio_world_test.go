@@ -255,10 +255,10 @@ func (w *world) triesToOpen(door string, more ...string) (c *ioClient, status in
 	if err != nil || len(packets) == 0 {
 		w.t.Fatalf("handshake of %q: %v", b, err)
 	}
-	if packets[0].text == "1" { // the engine ended meanwhile
+	if packets[0].text == "1" { // the engine ended meanwhile, or too much was pushed at once
 		c.cancel()
 		c.tr.CloseIdleConnections()
-		return c, 0, "", errors.New("closed during the handshake")
+		return c, 0, "", &ioEnd{closed: true, err: errors.New("closed during the handshake")}
 	}
 	c.greeted(packets[0])
 	w.remember(c)
