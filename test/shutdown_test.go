@@ -543,6 +543,7 @@ func TestEndDuringUpgrades(t *testing.T) {
 					w := start(push.Config{
 						OnConnect:    func(ctx context.Context, c *push.Conn) { hooks.Add(1) },
 						OnDisconnect: func(c *push.Conn, why push.Reason) { hooks.Add(-1) },
+						Limits:       push.Limits{MaxConnsPerUser: -1},
 					})
 					var storm sync.WaitGroup
 					for i := range 6 {
