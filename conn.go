@@ -1201,7 +1201,12 @@ func (t *transport) begin() {
 	if !t.e.draining.Load() {
 		return
 	}
-	leave := func() { t.shut(ReasonShutdown, wire.GoingAway, "", false) }
+	leave := func() {
+		for c := range t.conns {
+			c.flushed() // what was pushed to it before the drain may still be with a worker
+		}
+		t.shut(ReasonShutdown, wire.GoingAway, "", false)
+	}
 	if t.device.Load() != nil {
 		time.AfterFunc(youngest, leave)
 	} else {
