@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -385,16 +386,18 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
 		defer stop()
 		var all sync.WaitGroup
+		var givenUp atomic.Uint64
 		for i := range 12 {
 			all.Go(func() {
 				rnd := rand.New(rand.NewPCG(seed, uint64(i)))
 				for ctx.Err() == nil {
-					p, _, err := w.tryConnect(fmt.Sprintf("u%d", i%4), "token=all")
-					if p == nil && !endedWith(err, 4408) {
+					p, resp, err := w.tryConnect(fmt.Sprintf("u%d", i%4), "token=all")
+					if p == nil && !endedWith(err, 4408) && (resp == nil || resp.StatusCode != http.StatusServiceUnavailable) {
 						t.Error(err)
 						return
 					}
-					if err != nil { // a page of Socket.IO may be given up while it is connecting
+					if err != nil { // a page of Socket.IO may be given up while it is connecting, 2.x by a 503
+						givenUp.Add(1)
 						continue
 					}
 					whim := rand.New(rand.NewPCG(seed, rnd.Uint64()))
@@ -517,8 +520,9 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 		if got, want := s.Deliveries["offline"], statuses[push.Offline]+offline; got != want {
 			t.Errorf("Stats count %d offline, receipts have %d", got, want)
 		}
-		if closed := s.Closed[push.ReasonSlow]; closed > statuses[push.Slow] {
-			t.Errorf("%d connections closed as slow, %d receipts say slow", closed, statuses[push.Slow])
+		// Stuck is a queue that nobody takes from, as of a page that vanished between two polls; and where pushes filled it before the answer to the CONNECT, no push was refused.
+		if closed, more := s.Closed[push.ReasonSlow], s.Limited["stuck"]+givenUp.Load(); closed > statuses[push.Slow]+more {
+			t.Errorf("%d connections closed as slow, %d receipts say slow, %d were stuck or given up", closed, statuses[push.Slow], more)
 		}
 		if s.Flights != 0 || s.Conns != 0 || s.Memberships != 0 || s.QueuedBytes != 0 {
 			t.Errorf("left: %+v", s)
