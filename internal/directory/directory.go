@@ -135,7 +135,7 @@ type Directory struct {
 	self    Origin
 	seed    maphash.Seed // of every set, so one hash finds a place in all of them
 	fixed   bool         // in tests: hash the same in every run
-	changed func(kind Kind, name []byte)
+	changed func(from Origin, kind Kind, name []byte, early bool)
 	clock   clock
 	own     own
 
@@ -155,10 +155,14 @@ type origin struct {
 		moved  uint64 // at that beat
 	}
 	moved uint64 // guarded by merging: counts what came
+	aim   uint64 // guarded by merging: where its history stood at its first beat
+	aimed bool   // guarded by merging: there was one
 
 	// Guarded by Directory.mu. Who holds merging may read seq, hash and set
 	// without it, for nobody else writes them.
 	up        bool
+	was       bool // up, once
+	current   bool // what it held when it was met is here
 	forgotten bool
 	hidden    time.Time // since when it is not up
 	seq, hash uint64    // of the last op merged
@@ -172,9 +176,10 @@ type origin struct {
 // went with all its places. It is called by the goroutine that called the
 // method, before that returns; calls overlap and come in no order, so it has to
 // look up what is the case now. It may call Locate and Held and no other method.
-// name is valid during the call only. nil: nobody is told, and to take an
-// origin away costs nothing.
-func New(self Origin, changed func(kind Kind, name []byte)) *Directory {
+// name is valid during the call only. early: it may be what a run that is older
+// than this one has held since before they met, and so no news. nil: nobody is
+// told, and to take an origin away costs nothing.
+func New(self Origin, changed func(from Origin, kind Kind, name []byte, early bool)) *Directory {
 	if !validID(self.ID) {
 		panic(fmt.Sprintf("directory: node id %q", self.ID))
 	}
@@ -201,11 +206,12 @@ func (d *Directory) Up(o Origin) error {
 		d.mu.Unlock()
 		return err
 	}
-	s.up = true
+	early := !s.was && d.elder(s)
+	s.up, s.was = true, true
 	d.live = append(d.live, s)
 	set := s.set
 	d.mu.Unlock()
-	d.tellAll(set)
+	d.tellAll(s, set, early)
 	return nil
 }
 
@@ -222,7 +228,7 @@ func (d *Directory) Down(o Origin, now time.Time) {
 	s.hidden = now
 	set := s.set
 	d.mu.Unlock()
-	d.tellAll(set)
+	d.tellAll(s, set, false)
 }
 
 // Hello notes that a run has identified itself over an authenticated link, as
@@ -240,7 +246,7 @@ func (d *Directory) Hello(o Origin, member bool, now time.Time) (later bool, err
 	if err := d.valid(o); err != nil {
 		return false, err
 	}
-	var gone []*set
+	var gone []*origin
 	d.mu.Lock()
 	for _, s := range d.live {
 		if s.ID == o.ID && s.Epoch > o.Epoch {
@@ -255,7 +261,7 @@ func (d *Directory) Hello(o Origin, member bool, now time.Time) (later bool, err
 		}
 		for other, q := range d.origins {
 			if other.ID == o.ID && other.Epoch < o.Epoch && d.forgetLocked(q) {
-				gone = append(gone, q.set)
+				gone = append(gone, q)
 			}
 		}
 	}
@@ -263,8 +269,8 @@ func (d *Directory) Hello(o Origin, member bool, now time.Time) (later bool, err
 	if err == nil && member {
 		err = d.Up(o)
 	}
-	for _, set := range gone {
-		d.tellAll(set)
+	for _, q := range gone {
+		d.tellAll(q, q.set, false)
 	}
 	return false, err
 }
@@ -277,7 +283,7 @@ func (d *Directory) Forget(o Origin) {
 	was := s != nil && d.forgetLocked(s)
 	d.mu.Unlock()
 	if was {
-		d.tellAll(s.set)
+		d.tellAll(s, s.set, false)
 	}
 }
 
@@ -332,9 +338,12 @@ func (d *Directory) forgetLocked(s *origin) (was bool) {
 	return was
 }
 
-// tellAll tells changed every place of a set that others may change meanwhile.
-// Who changes it tells what he changed, so nothing is missed.
-func (d *Directory) tellAll(of *set) {
+// elder tells whether s began before this run did.
+func (d *Directory) elder(s *origin) bool { return s.Epoch < d.self.Epoch }
+
+// tellAll tells changed every place of s's set, which others may change
+// meanwhile. Who changes it tells what he changed, so nothing is missed.
+func (d *Directory) tellAll(s *origin, of *set, early bool) {
 	if d.changed == nil {
 		return
 	}
@@ -346,17 +355,18 @@ func (d *Directory) tellAll(of *set) {
 		for rest := batch; len(rest) > 0; {
 			op, n := splitOp(rest)
 			rest = rest[n:]
-			d.changed(op.kind, op.name)
+			d.changed(s.Origin, op.kind, op.name, early)
 		}
 	}
 }
 
 // Status is what is known of an origin.
 type Status struct {
-	Origin Origin
-	Up     bool
-	Seq    uint64
-	Places int
+	Origin  Origin
+	Up      bool
+	Current bool // what it held when it was met is here
+	Seq     uint64
+	Places  int
 }
 
 // Origins appends what is known of each origin, this node's excepted.
@@ -364,7 +374,7 @@ func (d *Directory) Origins(dst []Status) []Status {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	for o, s := range d.origins {
-		dst = append(dst, Status{Origin: o, Up: s.up, Seq: s.seq, Places: s.set.n})
+		dst = append(dst, Status{Origin: o, Up: s.up, Current: s.current, Seq: s.seq, Places: s.set.n})
 	}
 	return dst
 }

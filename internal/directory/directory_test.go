@@ -950,7 +950,7 @@ func TestNamesAreYieldedOnce(t *testing.T) {
 
 func TestChangedTellsEveryPlaceThatChanged(t *testing.T) {
 	told := make(map[string]int)
-	a := node{New(Origin{"a", 1}, func(kind Kind, name []byte) { told[fmt.Sprintf("%d%s", kind, name)]++ }), t}
+	a := node{New(Origin{"a", 1}, func(_ Origin, kind Kind, name []byte, _ bool) { told[fmt.Sprintf("%d%s", kind, name)]++ }), t}
 	b, b2 := newNode(t, "b", 1), newNode(t, "b", 2)
 	want := func(what string, places ...string) {
 		t.Helper()
@@ -1000,7 +1000,7 @@ func TestWhatChangesWhileChangedTellsIsNotMissed(t *testing.T) {
 	var a node
 	b := newNode(t, "b", 1)
 	told := make(map[string]bool)
-	a = node{New(Origin{"a", 1}, func(kind Kind, name []byte) {
+	a = node{New(Origin{"a", 1}, func(_ Origin, kind Kind, name []byte, _ bool) {
 		first := len(told) == 0
 		told[string(name)] = true
 		if first {
@@ -1027,7 +1027,7 @@ func TestADeltaOfWhomAnotherForgetsMeanwhileEnds(t *testing.T) {
 	var a node
 	b := newNode(t, "b", 1)
 	told := 0
-	a = node{New(Origin{"a", 1}, func(Kind, []byte) {
+	a = node{New(Origin{"a", 1}, func(Origin, Kind, []byte, bool) {
 		if told++; told == 1 {
 			a.Forget(b.Self())
 		}
@@ -1178,7 +1178,7 @@ func TestEverythingMayBeCalledAtOnce(t *testing.T) {
 	var mu sync.Mutex
 	told := make(map[string]bool)
 	var a node
-	a = node{New(Origin{"a", 1}, func(kind Kind, name []byte) {
+	a = node{New(Origin{"a", 1}, func(_ Origin, kind Kind, name []byte, _ bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		told[string(name)] = a.Held(Place{kind, string(name)})
@@ -1278,6 +1278,77 @@ func TestEverythingMayBeCalledAtOnce(t *testing.T) {
 	for name, held := range told {
 		if now := a.Held(user(name)); now != held {
 			t.Errorf("%s was told to be held: %v, and is: %v", name, held, now)
+		}
+	}
+}
+
+// TestChangesOfAnElderRunAreEarlyUntilItIsCurrent: who joins a cluster hears
+// what was there before as no news, and everything after that as news.
+func TestChangesOfAnElderRunAreEarlyUntilItIsCurrent(t *testing.T) {
+	now := time.UnixMilli(1_700_000_000_000)
+	elder, younger := Origin{"b", 5}, Origin{"c", 20}
+	early := map[string]bool{}
+	d := New(Origin{"a", 10}, func(from Origin, _ Kind, name []byte, was bool) {
+		early[from.ID+string(name)] = was
+	})
+	for _, o := range []Origin{elder, younger} {
+		other := New(o, nil)
+		other.Join(Place{1, "old"})
+		if err := d.Up(o); err != nil {
+			t.Fatal(err)
+		}
+		current := func() bool {
+			for _, s := range d.Origins(nil) {
+				if s.Origin == o {
+					return s.Current
+				}
+			}
+			return false
+		}
+		seq, hash, clock := other.Position()
+		if _, err := d.MergeBeat(o, seq, hash, clock, now); err != nil {
+			t.Fatal(err)
+		}
+		if current() {
+			t.Errorf("%v is current before anything came", o)
+		}
+		frame, last, _ := other.AppendDelta(nil, 0, 1<<20)
+		if _, err := d.MergeDelta(o, frame, now); err != nil {
+			t.Fatal(err)
+		}
+		if !current() {
+			t.Errorf("%v is not current when all has come", o)
+		}
+		other.Join(Place{1, "new"})
+		frame, _, _ = other.AppendDelta(nil, last, 1<<20)
+		if _, err := d.MergeDelta(o, frame, now); err != nil {
+			t.Fatal(err)
+		}
+		d.Down(o, now)
+		if was := early[o.ID+"old"]; was {
+			t.Errorf("%v went, and that was told as early", o)
+		}
+	}
+	early = map[string]bool{}
+	d = New(Origin{"a", 10}, func(from Origin, _ Kind, name []byte, was bool) {
+		early[from.ID+string(name)] = was
+	})
+	for _, o := range []Origin{elder, younger} {
+		other := New(o, nil)
+		other.Join(Place{1, "old"})
+		_ = d.Up(o)
+		frame, last, _ := other.AppendDelta(nil, 0, 1<<20)
+		_, _ = d.MergeDelta(o, frame, now)
+		seq, hash, clock := other.Position()
+		_, _ = d.MergeBeat(o, seq, hash, clock, now)
+		other.Join(Place{1, "new"})
+		frame, _, _ = other.AppendDelta(nil, last, 1<<20)
+		_, _ = d.MergeDelta(o, frame, now)
+	}
+	want := map[string]bool{"bold": true, "bnew": false, "cold": false, "cnew": false}
+	for name, was := range want {
+		if got, ok := early[name]; !ok || got != was {
+			t.Errorf("%s: told %v, early %v, want early %v", name, ok, got, was)
 		}
 	}
 }

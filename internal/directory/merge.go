@@ -87,7 +87,22 @@ func (d *Directory) MergeDelta(from Origin, frame []byte, now time.Time) (News, 
 		d.afterOps(s, ops[:n], &news)
 		ops = ops[n:]
 	}
+	d.arrive(s)
 	return news, nil
+}
+
+// early tells whether what is merged of s now may be no news. s.merging is held.
+func (d *Directory) early(s *origin) bool { return !s.current && d.elder(s) }
+
+// arrive notes whether all is here that s held when it was met. s.merging is
+// held.
+func (d *Directory) arrive(s *origin) {
+	if s.current || !s.aimed || s.seq < s.aim {
+		return
+	}
+	d.mu.Lock()
+	s.current = true
+	d.mu.Unlock()
 }
 
 // mergeOps does the first ops, up to mergeChunk, and returns their size. s.merging is
@@ -137,7 +152,7 @@ func (d *Directory) afterOps(s *origin, ops []byte, news *News) {
 				news.Lost = append(news.Lost, lost)
 			}
 		case d.changed != nil:
-			d.changed(op.kind, op.name)
+			d.changed(s.Origin, op.kind, op.name, d.early(s))
 		}
 	}
 }
@@ -204,8 +219,9 @@ func (d *Directory) MergeSnap(from Origin, frame []byte, now time.Time) (News, e
 	old := s.set
 	s.set, s.seq, s.hash = fresh, f.seq, hash
 	d.mu.Unlock()
-	d.tellDifference(old, fresh)
-	d.tellDifference(fresh, old)
+	d.tellDifference(s, old, fresh)
+	d.tellDifference(s, fresh, old)
+	d.arrive(s)
 	return news, nil
 }
 
@@ -220,8 +236,9 @@ func (p *partial) abandon() {
 	}
 }
 
-// tellDifference tells what is in a and not in b. Neither is changed meanwhile.
-func (d *Directory) tellDifference(a, b *set) {
+// tellDifference tells what is in a and not in b, both s's. Neither is changed
+// meanwhile.
+func (d *Directory) tellDifference(s *origin, a, b *set) {
 	if d.changed == nil {
 		return
 	}
@@ -232,7 +249,7 @@ func (d *Directory) tellDifference(a, b *set) {
 			op, n := splitOp(rest)
 			rest = rest[n:]
 			if !b.has(d.hashBytes(op.name), head(join, op.kind), op.key) {
-				d.changed(op.kind, op.name)
+				d.changed(s.Origin, op.kind, op.name, d.early(s))
 			}
 		}
 	}
@@ -250,6 +267,10 @@ func (d *Directory) MergeBeat(from Origin, seq, hash uint64, clock Stamp, now ti
 	}
 	defer s.merging.Unlock()
 	news.Ahead = d.clock.see(clock, now)
+	if !s.aimed {
+		s.aim, s.aimed = seq, true
+	}
+	d.arrive(s)
 	switch {
 	case seq == s.seq && hash != s.hash:
 		news.Need, news.Diverged = true, true

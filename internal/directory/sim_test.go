@@ -216,7 +216,7 @@ func (w *world) start(h *host) {
 		Origin: o, w: w, host: h, places: make(map[Place]bool), logins: make(map[login]Stamp), member: make(map[Origin]bool),
 		links: make(map[Origin]*link), told: make(map[Place]bool), seqs: make(map[Origin]uint64), known: make(map[login]Stamp),
 	}
-	r.d = New(o, func(kind Kind, name []byte) {
+	r.d = New(o, func(_ Origin, kind Kind, name []byte, _ bool) {
 		p := Place{kind, string(name)}
 		r.told[p] = r.d.Held(p)
 	})
