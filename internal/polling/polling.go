@@ -38,6 +38,12 @@ type Config struct {
 	// a.WebSocket, by taking the socket over; upgrade.Check has passed then.
 	// The headers for CORS are set. There is no body.
 	Open func(w http.ResponseWriter, r *http.Request, a Ask)
+	// Relay is called on the request's goroutine for a well-formed request whose
+	// sid is genuine and of another node, the one that tag stands for. The origin
+	// was judged, the headers for CORS are set; a request for a WebSocket has
+	// passed upgrade.Check. true: it has answered, or has taken the socket over.
+	// false: there is no such session. nil: it is always false.
+	Relay func(w http.ResponseWriter, r *http.Request, tag [8]byte) bool
 	// Refused is called for every request that this package refuses by itself,
 	// by any goroutine: it is there to count. nil: nobody counts.
 	Refused func(why Why)
@@ -131,11 +137,35 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case q.sid == "":
 		s.handshake(w, r, q)
 	default:
-		if p := s.find(q.sid); p != nil {
-			p.serve(w, r, q.transport == "websocket")
-		} else {
+		webSocket := q.transport == "websocket"
+		tag, id, ok := s.c.Sids.Open(q.sid)
+		switch {
+		case !ok:
 			s.unknownSID(w, r)
+		case tag != s.c.Sids.tag:
+			s.relay(w, r, tag, webSocket)
+		default:
+			if p := s.find(id); p != nil {
+				p.serve(w, r, webSocket)
+			} else {
+				s.unknownSID(w, r)
+			}
 		}
+	}
+}
+
+// relay answers a request with the sid of another node. What no session would
+// take goes nowhere.
+func (s *Server) relay(w http.ResponseWriter, r *http.Request, tag [tagSize]byte, webSocket bool) {
+	get, post := r.Method == http.MethodGet && r.ContentLength == 0, r.Method == http.MethodPost
+	switch {
+	case s.c.Relay == nil:
+		s.unknownSID(w, r)
+	case webSocket != isUpgrade(r), !webSocket && !get && !post:
+		s.badRequest(w, r)
+	case webSocket && !s.upgradable(w, r):
+	case !s.c.Relay(w, r, tag):
+		s.unknownSID(w, r)
 	}
 }
 
@@ -176,13 +206,9 @@ func (s *Server) upgradable(w http.ResponseWriter, r *http.Request) bool {
 	return false
 }
 
-// find returns the session of a sid, nil if there is none, or if it is about to
-// end.
-func (s *Server) find(sid string) *Session {
-	tag, id, ok := s.c.Sids.Open(sid)
-	if !ok || tag != s.c.Sids.tag {
-		return nil
-	}
+// find returns the session with an id, nil if there is none, or if it is about
+// to end.
+func (s *Server) find(id [idSize]byte) *Session {
 	s.mu.RLock()
 	p := s.sessions[id]
 	s.mu.RUnlock()
