@@ -386,7 +386,8 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
 		defer stop()
 		var all sync.WaitGroup
-		var givenUp atomic.Uint64
+		var unpushed atomic.Uint64 // pages that may be closed as slow without a push that was refused
+		polls := strings.HasSuffix(dialect, "polling")
 		for i := range 12 {
 			all.Go(func() {
 				rnd := rand.New(rand.NewPCG(seed, uint64(i)))
@@ -397,7 +398,7 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 						return
 					}
 					if err != nil { // a page of Socket.IO may be given up while it is connecting, 2.x by a 503
-						givenUp.Add(1)
+						unpushed.Add(1)
 						continue
 					}
 					whim := rand.New(rand.NewPCG(seed, rnd.Uint64()))
@@ -419,7 +420,11 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 						}
 					})
 					sleepFor(ctx, time.Duration(rnd.IntN(3000))*time.Millisecond)
-					switch rnd.IntN(4) {
+					end := rnd.IntN(4)
+					if polls && end != 1 && end != 2 { // nobody takes the next ping, for which there may be no room
+						unpushed.Add(1)
+					}
+					switch end {
 					case 0:
 						p.pause()
 						sleepFor(ctx, 5*time.Second)
@@ -508,7 +513,7 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 		}
 		all.Wait()
 		time.Sleep(ackTimeout + 5*time.Second)
-		if strings.HasSuffix(dialect, "polling") { // who vanished between two polls is missed only now
+		if polls { // who vanished between two polls is missed only now
 			time.Sleep(time.Minute)
 		}
 		s := w.Stats()
@@ -520,9 +525,9 @@ func TestReceiptsHoldUnderChaos(t *testing.T) {
 		if got, want := s.Deliveries["offline"], statuses[push.Offline]+offline; got != want {
 			t.Errorf("Stats count %d offline, receipts have %d", got, want)
 		}
-		// Stuck is a queue that nobody takes from, as of a page that vanished between two polls; and where pushes filled it before the answer to the CONNECT, no push was refused.
-		if closed, more := s.Closed[push.ReasonSlow], s.Limited["stuck"]+givenUp.Load(); closed > statuses[push.Slow]+more {
-			t.Errorf("%d connections closed as slow, %d receipts say slow, %d were stuck or given up", closed, statuses[push.Slow], more)
+		// Stuck is a queue that nobody takes from, as of a page that vanished between two polls.
+		if closed, more := s.Closed[push.ReasonSlow], s.Limited["stuck"]+unpushed.Load(); closed > statuses[push.Slow]+more {
+			t.Errorf("%d connections closed as slow, %d receipts say slow, %d were or may have been without one", closed, statuses[push.Slow], more)
 		}
 		if s.Flights != 0 || s.Conns != 0 || s.Memberships != 0 || s.QueuedBytes != 0 {
 			t.Errorf("left: %+v", s)
