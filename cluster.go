@@ -1,22 +1,24 @@
 package push
 
-// Membership, and nothing else yet: which nodes there are. memberlist finds
-// peers, notices deaths and carries a few bytes about each node; this file
-// checks the configuration, keeps the table behind [Engine.Nodes] and finds
-// back what a partition took away. No push travels between nodes: each reaches
-// the connections of its own node.
+// The cluster: its configuration, the nodes behind [Engine.Nodes], and what
+// travels between them. Who is there is internal/members' business, who is where
+// internal/directory's, and how bytes get there internal/link's; what they say
+// is in internal/nodemsg. No other file knows that there are several nodes.
 
 import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"log"
+	"iter"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -26,17 +28,22 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/embedpush/push/internal/pushjson"
+	"github.com/embedpush/push/internal/directory"
+	"github.com/embedpush/push/internal/link"
+	"github.com/embedpush/push/internal/members"
+	"github.com/embedpush/push/internal/nodemsg"
 	"github.com/embedpush/push/internal/quietlog"
+	"github.com/embedpush/push/internal/relay"
 	"github.com/embedpush/push/internal/secret"
+	"github.com/embedpush/push/internal/tally"
 	"github.com/hashicorp/memberlist"
-	"github.com/vmihailenco/msgpack/v5"
 )
 
 // Cluster joins an engine to others. Nodes with the same Name and a common
 // secret find each other through Seeds; after that every node knows every
-// other, and [Engine.Nodes] tells them. For now the nodes only know each other:
-// a push reaches the connections of the node it was made on.
+// other, which [Engine.Nodes] tells, and which users and rooms it has. Push,
+// Join, Leave, Kick and Devices reach the connections of every node, and a
+// receipt has a row for each device wherever it is.
 type Cluster struct {
 	// Name keeps clusters apart: nodes of another name are refused. 1 to 64
 	// bytes of [A-Za-z0-9._-]. "": "push".
@@ -102,670 +109,619 @@ const (
 	NodeDraining NodeState = "draining" // it shuts down: no new connections, pushes still work
 )
 
-const (
-	gossipPort = 7946 // memberlist's
+const gossipPort = 7946 // memberlist's
 
-	tickTime      = time.Second      // how often run looks what is due
-	joinTime      = 10 * time.Second // how long Ready waits for a first peer
-	rejoinLongest = 30 * time.Second // the longest pause between two attempts: 1, 2, 4 … s
-	rememberLost  = 24 * time.Hour   // how long a vanished node is looked for
-	conflictAfter = 15 * time.Second // a moved node's old run is noticed dead before this
-	lookupTime    = 5 * time.Second  // for one seed's name
-	leaveTime     = 600 * time.Millisecond
-
-	maxNodes = 10_000 // members; further ones are ignored
-	maxLost  = 1024   // vanished nodes that are looked for; beyond it one is forgotten
-	maxJoins = 16     // attempts at once
-)
-
-// cluster is a node's membership. Two runs of one node id are two members:
-// memberlist knows them as id~epoch, the epoch being the start in Unix
-// milliseconds, so a node that restarts is back at once at whatever address.
+// cluster is a node's place among the others.
 type cluster struct {
-	// Static after startCluster.
-	node     string
-	epoch    uint64
-	name     string // id~epoch, memberlist's
-	started  time.Time
-	insecure bool
-	seeds    []seed
-	log      *quietlog.Log
-	ml       *memberlist.Memberlist // never called from a delegate: it holds its lock there
+	// Static after start.
+	e         *Engine
+	set       settings
+	self      directory.Origin
+	started   time.Time
+	directory *directory.Directory // who is where; its own part is written under the locks of places
+	list      *members.List        // who is there
+	mesh      *link.Mesh
+	relay     *relay.Relay // of Socket.IO's polls
+	log       *quietlog.Log
+	transport memberlist.Transport
+	abandon   func() // gives up transport, unless list has it
+	moving    moving
 
-	ctx     context.Context // ends attempts to join, lookups, dials, run and the log
-	stop    context.CancelFunc
-	work    sync.WaitGroup // run and what it starts, the log
-	leaving sync.Once
-	cut     context.Context // makes leave hurry
-	cutNow  context.CancelFunc
+	ctx  context.Context // ends what the cluster does by itself
+	stop context.CancelFunc
+	work sync.WaitGroup
 
-	met      atomic.Bool // a peer was reached once
-	draining atomic.Bool
+	mu     sync.RWMutex
+	others map[directory.Origin]*node // guarded by mu: the runs that are there, but for this one
+	bases  map[uint32]*node           // guarded by mu: by node.base
+	tags   map[[8]byte]*node          // guarded by mu: by node.tag, of several runs the newest
 
-	mu      sync.Mutex              // guards what follows; nothing but the log is called or locked under it
-	peers   map[string]peer         // by memberlist's name, this node included
-	lost    map[string]*lostNode    // by id
-	joining map[netip.AddrPort]bool // attempts under way
+	linksMu sync.Mutex
+	links   map[*link.In]*answers // guarded by linksMu: links that peers dialled
+
+	leaving                        sync.Once
+	allocs                         atomic.Uint32 // turns of Alloc
+	sent, served, found, malformed atomic.Uint64
 }
 
-// peer is one run of one node.
-type peer struct {
-	id       string
-	epoch    uint64
-	addr     netip.AddrPort
-	draining bool
-	gone     bool // it said goodbye; memberlist has not noticed yet
-}
-
-// lostNode is a node that vanished without goodbye: dead, or on the other side
-// of a partition, and memberlist never looks for it again.
-type lostNode struct {
-	addr  netip.AddrPort
-	since time.Time
-	next  time.Time
-	pause time.Duration
-}
-
-// startCluster checks the configuration, listens and begins to look for peers.
-// It does not wait for them.
-func startCluster(cfg Cluster, logger *slog.Logger) (*cluster, error) {
-	set, err := cfg.check()
-	if err != nil {
+// newCluster checks the configuration and takes the port. Nothing runs yet.
+func newCluster(e *Engine, cfg Cluster) (c *cluster, err error) {
+	now := time.Now()
+	c = &cluster{
+		e: e, started: now, log: quietlog.New(e.cfg.Logger, "cluster"), transport: cfg.Transport, abandon: func() {},
+		others: make(map[directory.Origin]*node), bases: make(map[uint32]*node), tags: make(map[[8]byte]*node),
+		links: make(map[*link.In]*answers),
+	}
+	if c.set, err = cfg.check(); err != nil {
 		return nil, err
 	}
-	now := time.Now()
-	c := &cluster{
-		node:     set.node,
-		epoch:    uint64(now.UnixMilli()),
-		started:  now,
-		insecure: len(set.keys) == 0,
-		seeds:    set.seeds,
-		log:      quietlog.New(logger, "cluster"),
-		peers:    make(map[string]peer),
-		lost:     make(map[string]*lostNode),
-		joining:  make(map[netip.AddrPort]bool),
-	}
-	c.name = runName(c.node, c.epoch)
-	c.ctx, c.stop = context.WithCancel(context.Background())
-	c.cut, c.cutNow = context.WithCancel(context.Background())
-
-	ml := memberlist.DefaultLANConfig()
-	ml.Name = c.name
-	ml.Label = set.name
-	ml.EnableCompression = false
-	ml.DeadNodeReclaimTime = time.Second
-	d := delegate{c}
-	ml.Delegate, ml.Events, ml.Alive, ml.Conflict = d, d, d, d
-	ml.LogOutput, ml.Logger = nil, log.New(&quietlog.Writer{
-		Log: c.log, Msg: "gossip", Prefix: "memberlist: ", Ordinary: ordinary, Hint: hint,
-	}, "", 0)
-	if len(set.keys) > 0 {
-		if ml.Keyring, err = memberlist.NewKeyring(set.keys, set.keys[0]); err != nil {
-			return nil, fmt.Errorf("push: Cluster.Secrets: %w", err)
-		}
-	}
-
-	ml.Transport = cfg.Transport
-	abandon := func() {}
-	if ml.Transport == nil {
-		listening, err := listenGossip(set.bind, ml.Logger)
-		if err != nil {
+	c.self = directory.Origin{ID: c.set.node, Epoch: uint64(now.UnixMilli())}
+	c.moving = moving{c: c, lanes: make(map[placeKey]*moves)}
+	c.directory = directory.New(c.self, c.changed)
+	if c.transport == nil {
+		var port int
+		if c.transport, port, c.abandon, err = members.Listen(c.set.bind, c.log); err != nil {
 			return nil, fmt.Errorf("push: Cluster.Bind: %w", err)
 		}
-		// Not waited for: Shutdown waits until a connection that just came in
-		// is taken, and nobody takes it.
-		abandon = func() { go listening.Shutdown() }
-		ml.Transport = &sockets{listening, c.ctx}
-		ml.BindPort = listening.GetAutoBindPort()
+		if c.set.advertise.IsValid() && c.set.advertise.Port() == 0 {
+			c.set.advertise = netip.AddrPortFrom(c.set.advertise.Addr(), uint16(port))
+		}
+	} else if c.set.advertise.IsValid() && c.set.advertise.Port() == 0 {
+		c.set.advertise = netip.AddrPortFrom(c.set.advertise.Addr(), gossipPort)
 	}
-	if set.advertise.IsValid() {
-		ml.AdvertiseAddr = set.advertise.Addr().String()
-		ml.AdvertisePort = cmp.Or(int(set.advertise.Port()), ml.BindPort)
-	}
-	ip, _, err := ml.Transport.FinalAdvertiseAddr(ml.AdvertiseAddr, ml.AdvertisePort)
-	if err != nil {
-		abandon()
-		return nil, fmt.Errorf("push: Cluster.Advertise: %w", err)
-	}
-	if c.insecure && !ip.IsLoopback() {
-		abandon()
-		return nil, fmt.Errorf("push: Cluster.Insecure is for loopback only, and this node would advertise %s: %s", ip, secret.Advice)
-	}
-	if c.ml, err = memberlist.Create(ml); err != nil {
-		abandon()
-		return nil, fmt.Errorf("push: Cluster: %w", err)
-	}
-	c.work.Go(func() { c.log.Run(c.ctx) })
-	c.work.Go(c.run)
 	return c, nil
 }
 
-func runName(id string, epoch uint64) string { return id + "~" + strconv.FormatUint(epoch, 36) }
+// start begins to look for peers. It does not wait for them. After an error
+// nothing is left.
+func (c *cluster) start() (err error) {
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.mesh = link.New(link.Config{
+		Self: c.self, Directory: c.directory, Handler: (*links)(c), Log: c.log,
+		Keys: c.set.linkKeys, Transport: c.transport,
+		Greeting: c.e.mpush.Key.Fingerprint(), Beat: c.beat,
+	})
+	c.relay = relay.New(relay.Config{
+		Dial: c.dialRelay, Handler: c.e.socketIO, Log: c.log,
+		Hold: c.e.cfg.SocketIO.PingInterval + c.e.cfg.SocketIO.PingTimeout + time.Minute, MaxBody: int64(cmp.Or(c.e.cfg.SocketIO.MaxPayload, -1)),
+	})
+	c.list, err = members.Start(members.Config{
+		Self: c.self, Started: c.started, Cluster: c.set.name, Keys: c.set.keys, Insecure: len(c.set.keys) == 0,
+		Transport: c.mesh.Transport(), Advertise: c.set.advertise, Seeds: c.set.seeds, Log: c.log,
+		Extra:  appendExtra(nil, uint32(c.e.idBase>>32), c.e.cfg.MPush.Advertise),
+		Joined: c.joined, Left: c.left,
+		Digest: c.directory.AppendDigest, Merge: c.mergeDigest,
+	})
+	if err != nil {
+		c.stop()
+		c.mesh.Abandon()
+		c.relay.Close()
+		c.abandon()
+		return err
+	}
+	c.work.Go(func() { c.log.Run(c.ctx) })
+	c.work.Go(c.run)
+	c.work.Go(func() { _ = c.relay.Serve(c.mesh.Relays()) })
+	return nil
+}
+
+// run does what is due once a second.
+func (c *cluster) run() {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case now := <-tick.C:
+			c.directory.Sweep(now)
+			for _, n := range c.all() {
+				c.watch(n, now)
+			}
+		}
+	}
+}
+
+// watch tells of a node that the others see and that cannot be dialled.
+func (c *cluster) watch(n *node, now time.Time) {
+	if n.peer.Up() {
+		n.down.Store(0)
+		return
+	}
+	since := n.down.Load()
+	if since == 0 {
+		n.down.Store(now.Unix())
+	} else if m := n.member.Load(); now.Sub(time.Unix(since, 0)) >= undialled {
+		c.log.Post(slog.LevelError, m.ID, "no link to a node that is there: pushes to its users fail; open its TCP port to this node, or set its Cluster.Advertise", "node", m.ID, "addr", m.Addr, "port", m.Addr.Port())
+	}
+}
+
+// undialled is how long a member may have no link before that is an error.
+const undialled = 30 * time.Second
+
+// appendExtra appends what a node tells of itself by gossip: the upper half of
+// its connections' ids, and where devices reach it.
+func appendExtra(dst []byte, base uint32, alloc string) []byte {
+	return append(binary.BigEndian.AppendUint32(dst, base), alloc...)
+}
+
+// beat appends what goes along with every beat: how many connections there are.
+func (c *cluster) beat(dst []byte) []byte {
+	return binary.AppendUvarint(dst, uint64(c.e.live.Len()))
+}
+
+// tagOf stands for a node in the ids of its Socket.IO sessions.
+func tagOf(id string) (tag [8]byte) {
+	sum := sha256.Sum256([]byte(id))
+	copy(tag[:], sum[:])
+	return tag
+}
+
+// joined is told that a run is there, or told something new of itself.
+func (c *cluster) joined(m members.Member) {
+	if m.ID == c.self.ID {
+		return // two nodes of one id, or an older run of this one: members tells of it
+	}
+	n := c.node(m.Origin)
+	fresh := n == nil
+	if fresh {
+		c.mesh.Up(m.Origin, m.Addr.String())
+		peer := c.mesh.Peer(m.Origin)
+		if peer == nil {
+			return // this node leaves
+		}
+		n = &node{peer: peer, asked: make(map[uint64]asked), tag: tagOf(m.ID)}
+		if len(m.Extra) >= 4 {
+			n.base = binary.BigEndian.Uint32(m.Extra)
+			n.alloc = string(m.Extra[4:])
+		}
+		if !validAdvertise(n.alloc) {
+			n.alloc = ""
+		}
+	} else if old := n.member.Load(); old.Addr != m.Addr {
+		c.mesh.Up(m.Origin, m.Addr.String())
+	}
+	n.member.Store(&m)
+	if !fresh {
+		return
+	}
+	c.mu.Lock()
+	c.others[m.Origin] = n
+	if n.base != 0 {
+		c.bases[n.base] = n
+	}
+	if old := c.tags[n.tag]; old == nil || old.member.Load().Epoch < m.Epoch {
+		c.tags[n.tag] = n
+	}
+	c.mu.Unlock()
+	if err := c.directory.Up(m.Origin); err != nil { // too many
+		c.log.Post(slog.LevelWarn, m.ID, "node without a place in the directory", "node", m.ID, "err", err)
+	}
+}
+
+// left is told that a run died or said goodbye: its users are gone at once, and
+// what it has not answered is lost.
+func (c *cluster) left(m members.Member, goodbye bool) {
+	c.directory.Down(m.Origin, time.Now())
+	c.remove(m.Origin)
+	c.mesh.Down(m.Origin)
+	if goodbye {
+		c.directory.Forget(m.Origin)
+	}
+}
+
+// remove takes a run out of those that are there.
+func (c *cluster) remove(o directory.Origin) {
+	c.mu.Lock()
+	n := c.others[o]
+	delete(c.others, o)
+	if n != nil && c.bases[n.base] == n {
+		delete(c.bases, n.base)
+	}
+	if n != nil && c.tags[n.tag] == n {
+		delete(c.tags, n.tag)
+	}
+	c.mu.Unlock()
+	if n != nil {
+		n.lose(true)
+	}
+}
+
+// node is a run that is there, or nil.
+func (c *cluster) node(o directory.Origin) *node {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.others[o]
+}
+
+// nodeOf is the other node that a connection is on, or nil.
+func (c *cluster) nodeOf(id ConnID) *node {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.bases[uint32(id>>32)]
+}
+
+// all are the runs that are there, but for this one.
+func (c *cluster) all() []*node {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.AppendSeq(make([]*node, 0, len(c.others)), maps.Values(c.others))
+}
+
+// mergeDigest compares what another node knows with what is known here.
+func (c *cluster) mergeDigest(digest []byte) {
+	stale, err := c.directory.MergeDigest(nil, digest)
+	if err != nil {
+		c.malformed.Add(1)
+		return
+	}
+	for _, s := range stale {
+		if s.Diverged {
+			c.mesh.Need(s.Origin)
+		}
+	}
+}
+
+// placeOf is a place as the directory has it.
+func placeOf(key placeKey) directory.Place {
+	return directory.Place{Kind: directory.Kind(key.kind), Name: key.name}
+}
+
+// holds notes that this node begins or ceases to hold a place. The place's
+// stripe is locked.
+func (c *cluster) holds(key placeKey, there bool) {
+	switch {
+	case key.kind.in() == kindAll: // every node is told what is for all
+		return
+	case there:
+		c.directory.Join(placeOf(key))
+		c.moving.changed(key)
+	default:
+		c.directory.Leave(placeOf(key))
+	}
+	c.mesh.Wake()
+}
+
+// changed is the directory's word that another node began or ceased to hold a
+// place.
+func (c *cluster) changed(from directory.Origin, k directory.Kind, name []byte, early bool) {
+	switch kind(k) {
+	case kindUser, kindSpaceUser:
+		if c.moving.n.Load() > 0 {
+			c.moving.changed(placeKey{kind(k), string(name)})
+		}
+	}
+	if p := c.e.presence; p != nil && (kind(k) == kindUser || kind(k) == kindElsewhere) {
+		if early {
+			p.know(string(name))
+		} else {
+			p.change(string(name), from.ID)
+		}
+	}
+}
+
+// login notes that a device of a class with one login has logged in as the
+// user of a place, whose stripe is locked.
+func (c *cluster) login(key placeKey, class string) (stamp uint64) {
+	stamp = uint64(c.directory.Bind(placeOf(key), class, time.Now()))
+	c.mesh.Wake()
+	return stamp
+}
+
+// logout takes a login back.
+func (c *cluster) logout(key placeKey, class string, stamp uint64) {
+	c.directory.Unbind(placeOf(key), class, directory.Stamp(stamp))
+}
+
+// online tells whether a user is on another node, in whichever namespace.
+func (c *cluster) online(user string) bool {
+	return c.directory.Held(placeOf(placeKey{kindUser, user})) || c.directory.Held(placeOf(placeKey{kindElsewhere, user}))
+}
+
+// users yields the users on other nodes.
+func (c *cluster) users() iter.Seq[string] {
+	return c.directory.Names(directory.Kind(kindUser), directory.Kind(kindElsewhere))
+}
+
+// allocs tells where devices may connect: the nodes that do not drain, the
+// least loaded first, and those within a tenth of each other in turns.
+func (c *cluster) alloc(own string) string {
+	type place struct {
+		addr string
+		load int64
+	}
+	var places []place
+	if own != "" {
+		places = append(places, place{own, int64(c.e.live.Len())})
+	}
+	for _, n := range c.all() {
+		if n.alloc != "" && !n.member.Load().Draining {
+			places = append(places, place{n.alloc, n.load.Load()})
+		}
+	}
+	slices.SortFunc(places, func(a, b place) int { return cmp.Or(cmp.Compare(a.load, b.load), cmp.Compare(a.addr, b.addr)) })
+	turn := int(c.allocs.Add(1))
+	var addrs []string
+	for from, to := 0, 0; from < len(places); from = to {
+		for to = from; to < len(places) && places[to].load*10 <= places[from].load*11; to++ {
+		}
+		for i := range to - from {
+			addrs = append(addrs, places[from+(i+turn)%(to-from)].addr)
+		}
+	}
+	return strings.Join(addrs, ",")
+}
+
+// forward has the node that a Socket.IO session is on answer a request. It
+// tells whether there is such a node; a request that came from another one goes
+// nowhere.
+func (c *cluster) forward(w http.ResponseWriter, r *http.Request, tag [8]byte) bool {
+	if relay.IsRelayed(r.Context()) {
+		return false
+	}
+	c.mu.RLock()
+	n := c.tags[tag]
+	c.mu.RUnlock()
+	if n == nil {
+		return false
+	}
+	c.relay.Forward(w, r, n.member.Load().Addr.String())
+	return true
+}
+
+func (c *cluster) dialRelay(ctx context.Context, addr string) (net.Conn, error) {
+	return c.mesh.DialRelay(ctx, addr)
+}
+
+// links is what the links of a node are told.
+type links cluster
+
+// Member implements link.Handler: what is here is dialled and asked.
+func (c *links) Member(o directory.Origin) bool { return (*cluster)(c).node(o) != nil }
+
+// Greeted and Linked implement link.Handler.
+func (c *links) Greeted(o directory.Origin, greeting []byte) { (*cluster)(c).compare(o, greeting) }
+func (c *links) Linked(p *link.Peer, greeting []byte)        { (*cluster)(c).compare(p.Origin(), greeting) }
+
+// compare tells of a node whose mpush key is another one: devices that know one
+// of them cannot use the other node.
+func (c *cluster) compare(o directory.Origin, theirs []byte) {
+	if own := c.e.mpush.Key.Fingerprint(); len(own) > 0 && len(theirs) > 0 && !bytes.Equal(own, theirs) {
+		c.log.Post(slog.LevelError, o.ID, "a node has another MPush.PrivateKey: devices that know one of them cannot connect to the other", "node", o.ID)
+	}
+}
+
+// Broken implements link.Handler: what the node has not answered is lost.
+func (c *links) Broken(p *link.Peer) {
+	if n := (*cluster)(c).node(p.Origin()); n != nil {
+		n.lose(false)
+	}
+}
+
+// Gone implements link.Handler: that run has ended, whatever membership says.
+func (c *links) Gone(o directory.Origin) { (*cluster)(c).remove(o) }
+
+// Beat implements link.Handler.
+func (c *links) Beat(o directory.Origin, body []byte) {
+	if load, k := binary.Uvarint(body); k > 0 {
+		if n := (*cluster)(c).node(o); n != nil {
+			n.load.Store(int64(min(load, 1<<40)))
+		}
+	}
+}
+
+// News implements link.Handler.
+func (c *links) News(o directory.Origin, news directory.News) {
+	for _, l := range news.Lost {
+		c.e.loginLost(placeKey{kind(l.Place.Kind), l.Place.Name}, l.Class, uint64(l.Stamp))
+	}
+	if news.Ahead > 0 {
+		c.log.Post(slog.LevelWarn, o.ID, "a node's clock is ahead: of logins at the same time its own win", "node", o.ID, "ahead", news.Ahead)
+	}
+}
+
+// Answer implements link.Handler.
+func (c *links) Answer(p *link.Peer, kind byte, body []byte) {
+	n := (*cluster)(c).node(p.Origin())
+	if n == nil {
+		return
+	}
+	var over bool
+	var id uint64
+	var err error
+	switch kind {
+	case nodemsg.KindResult:
+		var res nodemsg.Result
+		if res, err = nodemsg.ParseResult(body); err == nil {
+			id = res.ID
+			if part, ok := n.find(id).(*part); ok {
+				over, err = part.answer(&res)
+			}
+		}
+	case nodemsg.KindReturn:
+		var ret nodemsg.Return
+		if ret, err = nodemsg.ParseReturn(body); err == nil {
+			id = ret.ID
+			if call, ok := n.find(id).(*call); ok {
+				over = call.answer(&ret)
+			}
+		}
+	}
+	if over || err != nil {
+		n.forget(id)
+	}
+	(*cluster)(c).judge(p.Origin(), err)
+}
+
+// Request implements link.Handler.
+func (c *links) Request(in *link.In, kind byte, body []byte) {
+	a := (*cluster)(c).answersOf(in)
+	var err error
+	switch kind {
+	case nodemsg.KindPush:
+		err = (*cluster)(c).servePush(a, body)
+	case nodemsg.KindCall:
+		err = (*cluster)(c).serveCall(a, body)
+	case nodemsg.KindCancel:
+		var id uint64
+		if id, err = nodemsg.ParseCancel(body); err == nil {
+			a.cancel(id)
+		}
+	}
+	(*cluster)(c).judge(in.Origin(), err)
+}
+
+// judge counts and tells what could not be read. The node is kept: it may be of
+// another version.
+func (c *cluster) judge(o directory.Origin, err error) {
+	if err != nil {
+		c.malformed.Add(1)
+		c.log.Post(slog.LevelWarn, o.ID, "a node said what cannot be read", "node", o.ID, "err", err)
+	}
+}
+
+// answersOf is what goes back over a link.
+func (c *cluster) answersOf(in *link.In) *answers {
+	c.linksMu.Lock()
+	defer c.linksMu.Unlock()
+	a := c.links[in]
+	if a == nil {
+		a = &answers{c: c, in: in, flights: make(map[uint64]*served)}
+		a.ctx, a.end = context.WithCancel(c.ctx)
+		c.links[in] = a
+	}
+	return a
+}
+
+// Ended implements link.Handler.
+func (c *links) Ended(in *link.In) {
+	c.linksMu.Lock()
+	a := c.links[in]
+	delete(c.links, in)
+	c.linksMu.Unlock()
+	if a != nil {
+		a.close()
+	}
+}
 
 // id is this node's name.
-func (c *cluster) id() string { return c.node }
+func (c *cluster) id() string { return c.self.ID }
 
 // nodes tells the nodes, sorted by id, from memory. Of several runs of an id
 // it tells the newest, and of this node's own id itself.
 func (c *cluster) nodes() []Node {
-	c.mu.Lock()
-	runs := make(map[string]peer, len(c.peers))
-	for name, p := range c.peers {
-		if p.gone && name != c.name {
+	runs := c.list.Members() // by id, then by epoch
+	nodes := make([]Node, 0, len(runs))
+	for i, m := range runs {
+		if m.ID == c.self.ID {
+			if m.Origin != c.self {
+				continue
+			}
+		} else if i+1 < len(runs) && runs[i+1].ID == m.ID {
 			continue
 		}
-		old, ok := runs[p.id]
-		if !ok || name == c.name || p.id != c.node && p.epoch > old.epoch {
-			runs[p.id] = p
-		}
-	}
-	c.mu.Unlock()
-
-	nodes := make([]Node, 0, len(runs))
-	for _, p := range runs {
-		n := Node{ID: p.id, Addr: p.addr.String(), State: NodeUp, Self: p.id == c.node, Started: time.UnixMilli(int64(p.epoch)).UTC()}
-		if p.draining {
+		n := Node{ID: m.ID, Addr: m.Addr.String(), State: NodeUp, Self: m.Origin == c.self, Started: time.UnixMilli(int64(m.Epoch)).UTC()}
+		if m.Draining {
 			n.State = NodeDraining
 		}
 		nodes = append(nodes, n)
 	}
-	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) })
 	return nodes
 }
 
-// ready is nil once a peer was reached or joinTime is over; without seeds at
-// once.
-func (c *cluster) ready() error {
-	if len(c.seeds) == 0 || c.met.Load() || time.Since(c.started) >= joinTime {
-		return nil
-	}
-	return errors.New("push: joining the cluster, no peer reached yet")
+// ClusterStats are what a node has to do with the others.
+type ClusterStats struct {
+	// Now.
+	Nodes   int `json:"nodes"`    // others that are there
+	LinksUp int `json:"links_up"` // to them, and working
+	LinksIn int `json:"links_in"` // from them
+	Relayed int `json:"relayed"`  // requests and WebSockets of Socket.IO that this node passes to others
+	Pending int `json:"pending"`  // streams that have not proved what they are
+
+	// Since New.
+	Sent           uint64 `json:"sent"`            // pushes handed to links, one for each node
+	Served         uint64 `json:"served"`          // pushes of other nodes
+	Found          uint64 `json:"found"`           // pushes that reached a user where he had moved
+	Full           uint64 `json:"full"`            // times that a link had no room
+	Dropped        uint64 `json:"dropped"`         // messages that were lost with their link
+	Malformed      uint64 `json:"malformed"`       // what another node said and could not be read
+	Diverged       uint64 `json:"diverged"`        // times that what was known of a node was wrong: a bug, and mended
+	Snapshots      uint64 `json:"snapshots"`       // sent to nodes that were too far behind
+	LinksLost      uint64 `json:"links_lost"`      // that were silent or stuck
+	DialFailures   uint64 `json:"dial_failures"`   // of links
+	StreamsRefused uint64 `json:"streams_refused"` // on the cluster's port: no key, not in time, too many
+	RelayFailures  uint64 `json:"relay_failures"`  // requests of Socket.IO whose node could not be reached, or broke off
+	RelaysBusy     uint64 `json:"relays_busy"`     // … that were too many
 }
 
+// stats counts.
+func (c *cluster) stats() *ClusterStats {
+	m, r := c.mesh.Stats(), c.relay.Stats()
+	return &ClusterStats{
+		Nodes: len(c.all()), LinksUp: m.LinksOut, LinksIn: m.LinksIn, Relayed: int(r.Running), Pending: m.Unproved,
+		Sent: c.sent.Load(), Served: c.served.Load(), Found: c.found.Load(), Full: m.Full, Dropped: m.Dropped,
+		Malformed: c.malformed.Load(), Diverged: m.Diverged, Snapshots: m.SnapshotsSent, LinksLost: m.LinksSilent + m.LinksStuck,
+		DialFailures: m.DialFailures, StreamsRefused: m.StreamsRefused + m.HandshakesFailed + m.RefusedHellos,
+		RelayFailures: r.Unreached + r.Broken, RelaysBusy: r.Busy,
+	}
+}
+
+// ready is nil once a peer was reached, and all that the others held when they
+// were met is known here, or the time to join is over; without seeds at once.
+func (c *cluster) ready() error {
+	if err := c.list.Ready(); err != nil || time.Since(c.started) >= joinTime {
+		return err
+	}
+	for _, s := range c.directory.Origins(nil) {
+		if s.Up && !s.Current {
+			return fmt.Errorf("push: joining the cluster, who is on node %s is not known yet", s.Origin.ID)
+		}
+	}
+	return nil
+}
+
+const joinTime = 10 * time.Second // members.List's
+
 // drain tells the peers that this node shuts down. It does not wait for them.
-func (c *cluster) drain() {
-	c.draining.Store(true)
-	// The news is queued at once and goes out with the next gossip, in a fifth
-	// of a second; the timeout, and so the error, is only about waiting until
-	// it has gone to all.
-	_ = c.ml.UpdateNode(time.Nanosecond)
+func (c *cluster) drain() { c.list.Drain() }
+
+// cut ends what waits for other nodes.
+func (c *cluster) cut() {
+	for _, n := range c.all() {
+		n.lose(true)
+	}
 }
 
 // leave says goodbye, waits until it has spread or ctx ends, and shuts
 // everything down. Every call returns when that is done, and each ctx that
 // ends makes it hurry.
 func (c *cluster) leave(ctx context.Context) {
-	defer context.AfterFunc(ctx, c.cutNow)()
-	c.leaving.Do(c.sayGoodbye)
-}
-
-func (c *cluster) sayGoodbye() {
+	var closing sync.WaitGroup
+	closing.Go(func() { c.mesh.Close(ctx) }) // while the goodbye spreads
+	c.list.Leave(ctx)
+	c.relay.Close()
+	closing.Wait()
+	c.moving.close()
 	c.stop()
 	c.work.Wait()
 	c.mu.Lock()
-	others := maps.Clone(c.peers)
+	clear(c.others)
+	clear(c.bases)
+	clear(c.tags)
 	c.mu.Unlock()
-	delete(others, c.name)
-
-	// Three roads, for the sooner and for the surer: a packet straight to each
-	// peer, which hides this node at once; memberlist's own news, with the next
-	// gossip; and the silence of this node, noticed within seconds.
-	bye := packBye(c.node, c.epoch)
-	for name, p := range others {
-		_ = c.ml.SendToAddress(memberlist.Address{Addr: p.addr.String(), Name: name}, bye)
-	}
-	// Leave queues the news at once; the timeout, and so the error, is only
-	// about waiting until it has gone to all, which this does itself to be able
-	// to stop.
-	_ = c.ml.Leave(time.Nanosecond)
-	if len(others) > 0 {
-		t := time.NewTimer(leaveTime)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-c.cut.Done():
-		}
-	}
-	_ = c.ml.Shutdown() // returns nil
-	c.mu.Lock()
-	maps.DeleteFunc(c.peers, func(name string, _ peer) bool { return name != c.name })
-	c.mu.Unlock()
-}
-
-// run looks for peers.
-func (c *cluster) run() {
-	tick := time.NewTicker(tickTime)
-	defer tick.Stop()
-	var nextSeeds time.Time
-	pause := time.Second
-	for {
-		now := time.Now()
-		if nextSeeds.Sub(now) < tickTime/2 && len(c.seeds) > 0 {
-			if c.alone() {
-				nextSeeds, pause = now.Add(pause), min(2*pause, rejoinLongest)
-			} else {
-				nextSeeds, pause = now.Add(rejoinLongest), time.Second
-			}
-			c.work.Go(c.joinSeeds)
-		}
-		for _, addr := range c.due(now) {
-			c.startJoin(addr, false)
-		}
-		select {
-		case <-c.ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-// alone: there is no other node now.
-func (c *cluster) alone() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.peers) <= 1
-}
-
-// due tells which lost nodes are to be tried now.
-func (c *cluster) due(now time.Time) (addrs []netip.AddrPort) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for id, l := range c.lost {
-		switch {
-		case now.Sub(l.since) > rememberLost:
-			delete(c.lost, id)
-		case l.next.Sub(now) < tickTime/2:
-			// A little early, so that two halves of a cluster spread out.
-			l.pause = min(2*l.pause, rejoinLongest)
-			l.next = now.Add(l.pause - rand.N(l.pause/10))
-			addrs = append(addrs, l.addr)
-		}
-	}
-	return addrs
-}
-
-// joinSeeds tries every address of every seed that is no member.
-func (c *cluster) joinSeeds() {
-	for _, s := range c.seeds {
-		ips := []netip.Addr{s.ip}
-		if s.name != "" {
-			var err error
-			ctx, cancel := context.WithTimeout(c.ctx, lookupTime)
-			ips, err = net.DefaultResolver.LookupNetIP(ctx, "ip", s.name)
-			cancel()
-			if err != nil && c.ctx.Err() == nil {
-				c.log.Post(slog.LevelWarn, s.name, "looking up a seed", "seed", s.name, "err", err)
-			}
-		}
-		for _, ip := range ips {
-			if c.insecure && !ip.Unmap().IsLoopback() {
-				continue // what localhost stands for is not ours to know
-			}
-			c.startJoin(netip.AddrPortFrom(ip.Unmap(), s.port), true)
-		}
-	}
-}
-
-// startJoin begins to join the node at addr, unless it is a member, is being
-// tried, or enough others are.
-func (c *cluster) startJoin(addr netip.AddrPort, seed bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx.Err() != nil || c.joining[addr] || len(c.joining) >= maxJoins {
-		return
-	}
-	for _, p := range c.peers {
-		if p.addr == addr {
-			return
-		}
-	}
-	c.joining[addr] = true
-	c.work.Go(func() { c.join(addr, seed) })
-}
-
-func (c *cluster) join(addr netip.AddrPort, seed bool) {
-	done := make(chan error, 1)
-	go func() {
-		_, err := c.ml.Join([]string{addr.String()})
-		done <- err
-	}()
-	var err error
-	select {
-	case err = <-done:
-	case <-c.ctx.Done():
-		return // our sockets end then, too; another's transport knows no context
-	}
-	c.mu.Lock()
-	delete(c.joining, addr)
-	c.mu.Unlock()
-	if err == nil || c.ctx.Err() != nil {
-		return
-	}
-	// memberlist lists its errors one below the other, each with a star.
-	_, text, _ := strings.Cut(err.Error(), "* ")
-	text = strings.TrimPrefix(strings.TrimSpace(text), "failed to join "+addr.String()+": ")
-	args := []any{"addr", addr, "err", text}
-	level := slog.LevelDebug
-	if seed && c.alone() {
-		level = slog.LevelWarn
-	}
-	if why := hint(text); why != "" {
-		level = slog.LevelWarn
-		args = append(args, "hint", why)
-	}
-	c.log.Post(level, addr.String(), "cannot join", args...)
-}
-
-// twinLocked finds another run of the same node id at another address: the
-// node moved and the old run is not noticed dead yet, or they are two.
-func (c *cluster) twinLocked(name string) (twin peer, ok bool) {
-	p := c.peers[name]
-	for other, q := range c.peers {
-		if q.id == p.id && other != name && !p.gone && !q.gone && q.addr != p.addr {
-			return q, true
-		}
-	}
-	return twin, false
-}
-
-const twoOfOneID = "two nodes run under one id, Cluster.Node must be unlike every other's"
-
-// checkTwin tells of a node that has a twin still, conflictAfter it joined.
-func (c *cluster) checkTwin(name string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	older, ok := c.twinLocked(name)
-	if !ok {
-		return
-	}
-	newer := c.peers[name]
-	if newer.epoch < older.epoch {
-		older, newer = newer, older
-	}
-	c.log.Post(slog.LevelError, runName(newer.id, newer.epoch), twoOfOneID,
-		"node", newer.id, "self", newer.id == c.node, "older", older.addr, "newer", newer.addr)
-}
-
-// delegate is what memberlist calls. Joins, leaves and updates come with its
-// lock held, so these methods only set state and post to the log.
-type delegate struct{ *cluster }
-
-// NodeMeta implements memberlist.Delegate.
-func (d delegate) NodeMeta(limit int) []byte {
-	return packMeta(d.node, d.epoch, d.draining.Load())
-}
-
-// NotifyMsg implements memberlist.Delegate. Kinds of messages that this
-// version does not know are passed over.
-func (d delegate) NotifyMsg(b []byte) {
-	id, epoch, err := unpackBye(b)
-	if err != nil {
-		return
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	name := runName(id, epoch)
-	if p, ok := d.peers[name]; ok && name != d.name && !p.gone {
-		p.gone = true
-		d.peers[name] = p
-		d.log.Post(slog.LevelInfo, "", "node left", "node", id, "addr", p.addr)
-	}
-}
-
-// GetBroadcasts, LocalState and MergeRemoteState implement
-// memberlist.Delegate: nothing is spread this way.
-func (d delegate) GetBroadcasts(overhead, limit int) [][]byte { return nil }
-func (d delegate) LocalState(join bool) []byte                { return nil }
-func (d delegate) MergeRemoteState(b []byte, join bool)       {}
-func (d delegate) NotifyJoin(n *memberlist.Node)              { d.set(n, true) }
-func (d delegate) NotifyUpdate(n *memberlist.Node)            { d.set(n, false) }
-
-// NotifyAlive implements memberlist.AliveDelegate: only a node that this one
-// understands becomes a member.
-func (d delegate) NotifyAlive(n *memberlist.Node) error {
-	p, err := readPeer(n)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, known := d.peers[n.Name]; err == nil && !known && len(d.peers) >= maxNodes {
-		err = fmt.Errorf("there are %d nodes already", maxNodes)
-	}
-	if err == nil && d.insecure && !p.addr.Addr().IsLoopback() {
-		err = errors.New("it is not on loopback, and there is no secret")
-	}
-	if err != nil {
-		d.log.Post(slog.LevelWarn, n.Name, "node ignored", "name", n.Name, "addr", n.Address(), "err", err)
-	}
-	return err
-}
-
-// readPeer reads what a node says about itself.
-func readPeer(n *memberlist.Node) (peer, error) {
-	p, err := unpackMeta(n.Meta)
-	if err != nil {
-		return p, err
-	}
-	if checkNodeName(p.id) != nil || p.epoch > maxEpoch || runName(p.id, p.epoch) != n.Name {
-		return p, errors.New("its name and its metadata differ")
-	}
-	ip, ok := netip.AddrFromSlice(n.Addr)
-	if !ok || n.Port == 0 {
-		return p, errors.New("its address is none")
-	}
-	p.addr = netip.AddrPortFrom(ip.Unmap(), n.Port)
-	return p, nil
-}
-
-func (d delegate) set(n *memberlist.Node, joined bool) {
-	p, _ := readPeer(n) // NotifyAlive let it in
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.ctx.Err() != nil {
-		return // who leaves need not know
-	}
-	old := d.peers[n.Name]
-	p.gone = old.gone && !joined
-	d.peers[n.Name] = p
-	if joined {
-		delete(d.lost, p.id)
-		if _, ok := d.twinLocked(n.Name); ok {
-			name := n.Name
-			time.AfterFunc(conflictAfter, func() { d.checkTwin(name) })
-		}
-	}
-	if n.Name == d.name {
-		return
-	}
-	d.met.Store(true)
-	switch {
-	case joined:
-		d.log.Post(slog.LevelInfo, "", "node up", "node", p.id, "addr", p.addr)
-	case p.draining && !old.draining:
-		d.log.Post(slog.LevelInfo, "", "node draining", "node", p.id, "addr", p.addr)
-	}
-}
-
-// NotifyLeave implements memberlist.EventDelegate: the node died, or left,
-// which look the same here.
-func (d delegate) NotifyLeave(n *memberlist.Node) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	p, ok := d.peers[n.Name]
-	if !ok || n.Name == d.name {
-		return
-	}
-	delete(d.peers, n.Name)
-	if p.gone {
-		return // told
-	}
-	d.log.Post(slog.LevelInfo, "", "node gone", "node", p.id, "addr", p.addr, "draining", p.draining)
-	if p.draining {
-		return // it meant to go; if it is only cut off, it looks for us
-	}
-	for _, q := range d.peers {
-		if q.id == p.id {
-			return // it runs anew
-		}
-	}
-	if len(d.lost) >= maxLost {
-		for id := range d.lost { // any
-			delete(d.lost, id)
-			break
-		}
-	}
-	now := time.Now()
-	d.lost[p.id] = &lostNode{addr: p.addr, since: now, next: now.Add(time.Second), pause: time.Second}
-}
-
-// NotifyConflict implements memberlist.ConflictDelegate: two runs of one id
-// even started in the same millisecond.
-func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
-	d.log.Post(slog.LevelError, other.Name, twoOfOneID, "node", other.Name, "older", existing.Address(), "newer", other.Address())
-}
-
-// What nodes tell about themselves: memberlist's metadata, at most 512 bytes,
-// and the goodbye, both msgpack arrays. A later version may append to them.
-const (
-	metaProto = 1 // [proto, id, epoch, link address or "", features, state]
-	byeKind   = 1 // [kind, id, epoch]
-
-	stateUp       = 0
-	stateDraining = 1
-
-	maxEpoch = 253_402_300_799_999 // the end of the year 9999: JSON has no later time
-)
-
-func pack(fields ...any) []byte {
-	b, err := msgpack.Marshal(fields)
-	if err != nil {
-		panic("push: msgpack of numbers and strings: " + err.Error())
-	}
-	return b
-}
-
-func packMeta(id string, epoch uint64, draining bool) []byte {
-	state := stateUp
-	if draining {
-		state = stateDraining
-	}
-	return pack(metaProto, id, epoch, "", 0, state)
-}
-
-func packBye(id string, epoch uint64) []byte { return pack(byeKind, id, epoch) }
-
-var errGarbled = errors.New("it cannot be read")
-
-// unpack begins to read an array of n elements, with the first, which says
-// what the others are.
-func unpack(b []byte) (d *msgpack.Decoder, n int, first uint64, err error) {
-	if len(b) > memberlist.MetaMaxSize {
-		return nil, 0, 0, errGarbled
-	}
-	if _, err := pushjson.Scan(b, 2); err != nil {
-		return nil, 0, 0, errGarbled
-	}
-	d = msgpack.NewDecoder(bytes.NewReader(b))
-	if n, err = d.DecodeArrayLen(); err == nil {
-		first, err = d.DecodeUint64()
-	}
-	if err != nil {
-		err = errGarbled
-	}
-	return d, n, first, err
-}
-
-func unpackMeta(b []byte) (p peer, err error) {
-	d, n, proto, err := unpack(b)
-	switch {
-	case err != nil:
-		return p, err
-	case proto != metaProto:
-		return p, fmt.Errorf("it speaks version %d, this node %d", proto, metaProto)
-	case n < 6:
-		return p, errGarbled
-	}
-	var (
-		link            string
-		features, state uint64
-	)
-	err = d.DecodeMulti(&p.id, &p.epoch, &link, &features, &state)
-	p.draining = state == stateDraining
-	return p, err
-}
-
-func unpackBye(b []byte) (id string, epoch uint64, err error) {
-	d, n, kind, err := unpack(b)
-	if err != nil || n < 3 || kind != byeKind {
-		return "", 0, errGarbled
-	}
-	err = d.DecodeMulti(&id, &epoch)
-	return id, epoch, err
-}
-
-// sockets is memberlist's transport, but its dials, and what they brought, end
-// with ctx: otherwise they would outlive leave by seconds.
-type sockets struct {
-	*memberlist.NetTransport
-	ctx context.Context
-}
-
-// DialTimeout implements memberlist.Transport.
-func (s *sockets) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
-	d := net.Dialer{Timeout: timeout}
-	conn, err := d.DialContext(s.ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	return &gossipConn{Conn: conn, release: context.AfterFunc(s.ctx, func() { conn.Close() })}, nil
-}
-
-// DialAddressTimeout implements memberlist.NodeAwareTransport.
-func (s *sockets) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
-	return s.DialTimeout(a.Addr, timeout)
-}
-
-type gossipConn struct {
-	net.Conn
-	release func() bool
-}
-
-func (c *gossipConn) Close() error {
-	c.release()
-	return c.Conn.Close()
-}
-
-// listenGossip listens, and with port 0 tries a few: the port that is free for
-// TCP may be taken for UDP.
-func listenGossip(at netip.AddrPort, logger *log.Logger) (t *memberlist.NetTransport, err error) {
-	tries := 1
-	if at.Port() == 0 {
-		tries = 10
-	}
-	cfg := &memberlist.NetTransportConfig{BindAddrs: []string{at.Addr().String()}, BindPort: int(at.Port()), Logger: logger}
-	for range tries {
-		if t, err = memberlist.NewNetTransport(cfg); err == nil {
-			return t, nil
-		}
-	}
-	return nil, err
 }
 
 // settings is a Cluster that was checked.
 type settings struct {
 	name, node      string
 	bind, advertise netip.AddrPort // advertise may be no address, and its port 0
-	seeds           []seed
+	seeds           []members.Seed
 	keys            [][]byte // of gossip; the first encrypts, none if Insecure
+	linkKeys        [][]byte // of links, as many
 }
 
-// seed is an address of other nodes.
-type seed struct {
-	name string     // looked up anew each time; "": it is ip
-	ip   netip.Addr // none if there is a name
-	port uint16
-}
-
-// elsewhere: it may be another machine's.
-func (s seed) elsewhere() bool { return s.name != "localhost" && !s.ip.IsLoopback() }
+// elsewhere: a seed may be another machine's.
+func elsewhere(s members.Seed) bool { return s.Name != "localhost" && !s.IP.IsLoopback() }
 
 func (cfg *Cluster) check() (s settings, err error) {
 	fail := func(format string, args ...any) (settings, error) {
@@ -801,7 +757,7 @@ func (cfg *Cluster) check() (s settings, err error) {
 		if err != nil {
 			return fail("Seeds: %q: %w", text, err)
 		}
-		if seed.elsewhere() {
+		if elsewhere(seed) {
 			outside = text
 		}
 		s.seeds = append(s.seeds, seed)
@@ -816,6 +772,7 @@ func (cfg *Cluster) check() (s settings, err error) {
 			return fail("Secrets[%d] is there twice: %s", i, secret.Advice)
 		}
 		s.keys = append(s.keys, key)
+		s.linkKeys = append(s.linkKeys, secret.Derive(one, "link", s.name))
 	}
 	local := cfg.Transport == nil && s.bind.Addr().IsLoopback()
 	if len(s.keys) == 0 {
@@ -835,18 +792,10 @@ func (cfg *Cluster) check() (s settings, err error) {
 }
 
 func checkNodeName(s string) error {
-	ok := len(s) >= 1 && len(s) <= 64
-	for i := range len(s) {
-		ok = ok && nameByte(s[i])
-	}
-	if !ok {
+	if !members.ValidID(s) {
 		return errors.New("want 1 to 64 bytes of [A-Za-z0-9._-]")
 	}
 	return nil
-}
-
-func nameByte(b byte) bool {
-	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '.' || b == '_' || b == '-'
 }
 
 // defaultNode is the host's name, as far as it fits, and a random number.
@@ -856,7 +805,7 @@ func defaultNode() string {
 		host = "node"
 	}
 	host = strings.Map(func(r rune) rune {
-		if r < 128 && nameByte(byte(r)) {
+		if members.ValidID(string(r)) {
 			return r
 		}
 		return '-'
@@ -886,12 +835,12 @@ func parseBind(s string) (netip.AddrPort, error) {
 	return parseAddr(s, gossipPort)
 }
 
-func parseSeed(s string) (seed, error) {
+func parseSeed(s string) (members.Seed, error) {
 	if at, err := parseAddr(s, gossipPort); err == nil {
 		if at.Port() == 0 || at.Addr().IsUnspecified() {
-			return seed{}, errors.New("nobody listens there")
+			return members.Seed{}, errors.New("nobody listens there")
 		}
-		return seed{ip: at.Addr(), port: at.Port()}, nil
+		return members.Seed{IP: at.Addr(), Port: at.Port()}, nil
 	}
 	host, text, err := net.SplitHostPort(s)
 	if err != nil {
@@ -899,35 +848,1295 @@ func parseSeed(s string) (seed, error) {
 	}
 	port, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || port == 0 || host == "" || len(host) > 255 || strings.ContainsAny(host, ":/[]% \t\r\n") {
-		return seed{}, errors.New("want a host, or one with a port")
+		return members.Seed{}, errors.New("want a host, or one with a port")
 	}
-	return seed{name: host, port: uint16(port)}, nil
+	return members.Seed{Name: host, Port: uint16(port)}, nil
 }
 
-// ordinary begins memberlist's warnings about what this file tells in its own
-// words, or about what is no trouble.
-var ordinary = []string{
-	"ignoring alive message",                        // NotifyAlive
-	"Conflicting address",                           // NotifyConflict
-	"Got ping for unexpected node",                  // the address had another run, or node, before
-	`discarding stream with unacceptable label "":`, // closed without a byte: a port check, a node that left
+// What goes between nodes. The directory knows which nodes hold a place; a push
+// goes to those over the links, and each answers with a row for each of its
+// devices. A node that was asked never asks another one.
+
+// node is another run as this one deals with it.
+type node struct {
+	member atomic.Pointer[members.Member]
+	peer   *link.Peer   // static
+	base   uint32       // static: upper half of the ids of its connections; 0: it does not say
+	alloc  string       // static: where devices reach it; "": it does not say
+	tag    [8]byte      // static: of its Socket.IO sessions
+	load   atomic.Int64 // connections that it has, as it last told
+	loaded atomic.Bool  // it told
+	down   atomic.Int64 // since when there is no link to it, in Unix seconds; 0: there is one
+
+	mu    sync.Mutex
+	asked map[uint64]asked // guarded by mu: what it has not answered whole
+	last  uint64           // guarded by mu: id of the last one
+	gone  bool             // guarded by mu: it is asked nothing any more
 }
 
-// hint explains an error in terms of the configuration, or is "".
-func hint(text string) string {
-	for _, h := range hints {
-		if strings.Contains(text, h.part) {
-			return h.hint
+// asked is what waits for a node's answers: a part or a question.
+type asked interface {
+	lost() // there will be none. It may come more than once
+}
+
+// expect notes what is going to be asked. It has to be before that is sent.
+func (n *node) expect(a asked) (id uint64, ok bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.gone {
+		return 0, false
+	}
+	n.last++
+	n.asked[n.last] = a
+	return n.last, true
+}
+
+func (n *node) forget(id uint64) {
+	n.mu.Lock()
+	delete(n.asked, id)
+	n.mu.Unlock()
+}
+
+func (n *node) find(id uint64) asked {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.asked[id]
+}
+
+// lose tells everything that waits for the node that it waits in vain.
+func (n *node) lose(gone bool) {
+	n.mu.Lock()
+	n.gone = n.gone || gone
+	all := n.asked
+	n.asked = make(map[uint64]asked)
+	n.mu.Unlock()
+	for _, a := range all {
+		a.lost()
+	}
+}
+
+// target is a node that has a part of an audience.
+type target struct {
+	node  *node
+	users []string // of Audience.User and Users: those that it holds
+}
+
+// sending is what other nodes have to do with a push. The methods of a nil one
+// do nothing.
+type sending struct {
+	c       *cluster
+	a       Audience
+	targets []target
+	message []byte // what is the same for all nodes
+
+	// Static after begin.
+	ack    Ack
+	rate   float64
+	until  time.Time // the zero time: there is no limit
+	push   *encoded  // shared; for devices that come to this node
+	flight *flight   // nil: nobody waits
+
+	full  []int      // places in targets: their links had no room at first
+	fails []Delivery // without a flight: nodes that did not get it
+}
+
+// reach tells which other nodes a push goes to, nil for none.
+func (c *cluster) reach(a *Audience, p *encoded) (*sending, error) {
+	targets := c.targets(a)
+	if len(targets) == 0 {
+		return nil, nil
+	}
+	to := audienceOf(a, nil)
+	if err := to.Check(); err != nil {
+		return nil, fmt.Errorf("push: the audience cannot go to other nodes: %w", err)
+	}
+	return &sending{c: c, a: *a, targets: targets, message: nodemsg.AppendMessage(nil, p.event, p.value)}, nil
+}
+
+// targets are the nodes that hold a part of an audience.
+func (c *cluster) targets(a *Audience) (targets []target) {
+	var few [8]directory.Origin
+	locate := func(key placeKey) []directory.Origin { return c.directory.Locate(few[:0], placeOf(key)) }
+	switch {
+	case a.All:
+		for _, n := range c.all() {
+			targets = append(targets, target{node: n})
+		}
+	case a.Room != "":
+		for _, o := range locate(keyOf(a.space(), kindRoom, a.Room)) {
+			if n := c.node(o); n != nil {
+				targets = append(targets, target{node: n})
+			}
+		}
+	case a.Conn != 0:
+		if n := c.nodeOf(a.Conn); n != nil {
+			targets = append(targets, target{node: n})
+		}
+	case a.User != "":
+		for _, o := range locate(keyOf(a.space(), kindUser, a.User)) {
+			if n := c.node(o); n != nil {
+				targets = append(targets, target{n, []string{a.User}})
+			}
+		}
+	default:
+		at := make(map[*node]int)
+		seen := make(map[string]bool, len(a.Users))
+		for _, user := range a.Users {
+			if seen[user] {
+				continue
+			}
+			seen[user] = true
+			for _, o := range locate(keyOf(a.space(), kindUser, user)) {
+				n := c.node(o)
+				if n == nil {
+					continue
+				}
+				i, ok := at[n]
+				if !ok {
+					i = len(targets)
+					at[n] = i
+					targets = append(targets, target{node: n})
+				}
+				targets[i].users = append(targets[i].users, user)
+			}
 		}
 	}
-	return ""
+	return targets
 }
 
-var hints = []struct{ part, hint string }{
-	{"installed keys could decrypt", "the two nodes have no secret in common: see Cluster.Secrets"},
-	{"remote state is not encrypted", "the other node has no secret: see Cluster.Secrets"},
-	{"encryption is not configured", "the other node has a secret, this one none: see Cluster.Secrets"},
-	{"unacceptable label", "the other node belongs to another cluster: see Cluster.Name"},
-	{"EOF", "the other node hung up: see whether Cluster.Name and Cluster.Secrets are the same"},
-	{"connection reset", "the other node hung up: see whether Cluster.Name and Cluster.Secrets are the same"},
+// audienceOf is an audience for a node that holds these of its users.
+func audienceOf(a *Audience, users []string) nodemsg.Audience {
+	to := nodemsg.Audience{
+		User: a.User, Room: a.Room, Conn: uint64(a.Conn), Namespace: a.Namespace,
+		AnyTag: a.AnyTag, AllTags: a.AllTags, NoTag: a.NoTag, OS: a.OS, MinVersion: a.MinVersion, Percent: a.Percent,
+	}
+	for _, id := range a.Except {
+		to.Except = append(to.Except, uint64(id))
+	}
+	switch {
+	case a.User != "":
+		to.Kind = nodemsg.User
+	case a.Room != "":
+		to.Kind = nodemsg.Room
+	case a.Conn != 0:
+		to.Kind = nodemsg.Conn
+	case a.All:
+		to.Kind = nodemsg.All
+	default:
+		to.Kind, to.Users = nodemsg.Users, users
+	}
+	return to
+}
+
+// audienceFrom is the same the other way.
+func audienceFrom(to *nodemsg.Audience) Audience {
+	a := Audience{
+		Namespace: to.Namespace,
+		AnyTag:    to.AnyTag, AllTags: to.AllTags, NoTag: to.NoTag, OS: to.OS, MinVersion: to.MinVersion, Percent: to.Percent,
+	}
+	for _, id := range to.Except {
+		a.Except = append(a.Except, ConnID(id))
+	}
+	switch to.Kind {
+	case nodemsg.User:
+		a.User = to.User
+	case nodemsg.Users:
+		a.Users = to.Users
+	case nodemsg.Room:
+		a.Room = to.Room
+	case nodemsg.Conn:
+		a.Conn = ConnID(to.Conn)
+	case nodemsg.All:
+		a.All = true
+	}
+	return a
+}
+
+// divide parts the users without a device here into those that are offline,
+// and those that other nodes are asked about.
+func (s *sending) divide(users []string) (offline, sought []string) {
+	if s == nil {
+		return users, nil
+	}
+	held := make(map[string]bool)
+	for _, t := range s.targets {
+		for _, user := range t.users {
+			held[user] = true
+		}
+	}
+	for _, user := range users {
+		if held[user] {
+			sought = append(sought, user)
+		} else {
+			offline = append(offline, user)
+		}
+	}
+	return offline, sought
+}
+
+// parts is how many nodes a paced push is divided among.
+func (s *sending) parts(here int) int {
+	n := len(s.targets)
+	if here > 0 {
+		n++
+	}
+	return max(n, 1)
+}
+
+// begin offers the push to every node at once; finish waits for those whose
+// links had no room. f is the flight that waits for the outcomes; nil: nobody
+// does.
+func (s *sending) begin(ctx context.Context, f *flight, p *encoded, ack Ack, rate float64) {
+	if s == nil {
+		return
+	}
+	s.flight, s.push, s.ack, s.rate = f, p, ack, rate
+	if d := s.c.e.cfg.Limits.AckTimeout; d > 0 && rate == 0 {
+		s.until = time.Now().Add(d)
+	}
+	if until, ok := ctx.Deadline(); ok && (s.until.IsZero() || until.Before(s.until)) {
+		s.until = until
+	}
+	for i := range s.targets {
+		t := &s.targets[i]
+		if f != nil {
+			t.users = s.c.moving.queue(s, t.users)
+			if len(t.users) == 0 && (s.a.User != "" || len(s.a.Users) > 0) {
+				continue
+			}
+		}
+		if s.send(t, nil, false) == link.ErrFull {
+			s.full = append(s.full, i)
+		}
+	}
+}
+
+// finish waits for the links that had no room: until ctx ends, or a second in
+// all. Without a flight it tells which nodes did not get the push.
+func (s *sending) finish(ctx context.Context) []Delivery {
+	if s == nil {
+		return nil
+	}
+	if len(s.full) > 0 {
+		until := time.Now().Add(fullTime)
+		if !s.until.IsZero() && s.until.Before(until) {
+			until = s.until
+		}
+		ctx, cancel := context.WithDeadline(ctx, until)
+		defer cancel()
+		for _, i := range s.full {
+			s.send(&s.targets[i], ctx, false)
+		}
+	}
+	return s.fails
+}
+
+// send sends one node its part. With ctx it waits for room, without it says
+// ErrFull and nothing has happened.
+func (s *sending) send(t *target, ctx context.Context, again bool) error {
+	n := t.node
+	push := nodemsg.Push{Ack: uint8(s.ack), Quiet: s.flight == nil, Rate: s.rate, To: audienceOf(&s.a, t.users), Message: s.message}
+	if !s.until.IsZero() {
+		// The node is to say Timeout before this one has to say NodeLost.
+		left := time.Until(s.until)
+		push.Wait = uint32(max(1, (left - min(left/20, early)).Milliseconds()))
+	}
+	var p *part
+	if s.flight != nil {
+		p = &part{s: s, node: n, users: t.users, again: again}
+		var ok bool
+		if p.id, ok = n.expect(p); !ok {
+			s.fail(t, NodeLost)
+			return nil
+		}
+		if !s.flight.add(p) {
+			n.forget(p.id)
+			return nil
+		}
+		push.ID = p.id
+	}
+	scratch := frames.Get().(*[]byte)
+	defer releaseFrame(scratch)
+	*scratch = nodemsg.AppendPush(append((*scratch)[:0], nodemsg.KindPush), &push)
+	var err error
+	if ctx == nil {
+		err = n.peer.Offer(*scratch)
+	} else {
+		err = n.peer.Send(ctx, *scratch)
+	}
+	switch {
+	case err == nil:
+		s.c.sent.Add(1)
+	case err == link.ErrFull && ctx == nil:
+		if p != nil {
+			n.forget(p.id)
+			if !p.withdraw() { // the link broke meanwhile
+				return nil
+			}
+		}
+	case p != nil:
+		p.fail(statusOf(err))
+	default:
+		s.fail(t, statusOf(err))
+	}
+	return err
+}
+
+// statusOf is what a link's refusal means for a push.
+func statusOf(err error) Status {
+	switch {
+	case errors.Is(err, link.ErrDown):
+		return NodeLost
+	case errors.Is(err, link.ErrTooLarge):
+		return TooLarge
+	}
+	return Overloaded
+}
+
+// fail notes that a node does not get the push: a delivery for each user that
+// it holds, or one for all.
+func (s *sending) fail(t *target, status Status) {
+	failed := failed(t.node, t.users, s.a.Conn, status)
+	if s.flight != nil {
+		s.flight.failed(failed)
+	} else {
+		s.fails = append(s.fails, failed...)
+	}
+}
+
+// failed are the deliveries that stand for devices of a node that it has not
+// told of.
+func failed(n *node, users []string, conn ConnID, status Status) (all []Delivery) {
+	if len(users) == 0 {
+		return []Delivery{{Node: n.member.Load().ID, Conn: conn, Status: status}}
+	}
+	for _, user := range users {
+		all = append(all, Delivery{Node: n.member.Load().ID, UserID: user, Status: status})
+	}
+	return all
+}
+
+const (
+	fullTime  = time.Second            // how long a push waits for links without room
+	early     = 10 * time.Millisecond  // how much sooner than here the wait for answers ends on other nodes
+	moveGrace = 100 * time.Millisecond // how long a user who has just left a node is looked for
+	maxMoving = 10_000                 // pushes that wait for that
+)
+
+var frames = sync.Pool{New: func() any { return new([]byte) }}
+
+func releaseFrame(b *[]byte) {
+	if cap(*b) <= 64<<10 {
+		frames.Put(b)
+	}
+}
+
+// part is what another node does of a flight.
+type part struct {
+	s     *sending
+	node  *node // nil: it is not known yet; see moving
+	id    uint64
+	users []string
+	again bool // the second try
+
+	// Guarded by flight.mu.
+	devices []int32 // places of its devices in flight.deliveries, as they were announced
+	told    bool    // all were announced: it is counted in flight.open no more
+	settled int     // how many of them have a status
+	over    bool    // nothing that comes counts any more
+}
+
+// add counts a part in, unless the flight is over.
+func (f *flight) add(p *part) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over || f.open == 0 {
+		return false
+	}
+	f.parts = append(f.parts, p)
+	f.open++
+	return true
+}
+
+// failed notes deliveries that are settled from the start.
+func (f *flight) failed(all []Delivery) {
+	f.mu.Lock()
+	f.failedLocked(all)
+	f.mu.Unlock()
+	f.counted(all)
+}
+
+func (f *flight) failedLocked(all []Delivery) {
+	for i := range all {
+		all[i].Latency = time.Since(f.begin)
+	}
+	f.deliveries = append(f.deliveries, all...)
+}
+
+func (f *flight) counted(all []Delivery) {
+	for i := range all {
+		f.e.stats.delivered(all[i].Status, 1)
+	}
+}
+
+// withdraw takes a part back that was not sent, unless it is over.
+func (p *part) withdraw() bool {
+	f := p.s.flight
+	f.mu.Lock()
+	if p.over {
+		f.mu.Unlock()
+		return false
+	}
+	p.over, p.told = true, true
+	f.mu.Unlock()
+	f.close(1)
+	return true
+}
+
+// answer takes what the node says, and tells whether that was all.
+func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
+	f := p.s.flight
+	if len(p.users) == 1 {
+		res.Rows.User = p.users[0]
+	}
+	var became [statuses]int
+	var moved []string
+	closed := 0
+	var row nodemsg.Row
+	now := time.Since(f.begin)
+	f.mu.Lock()
+	if p.over {
+		f.mu.Unlock()
+		return true, nil
+	}
+	for err == nil && res.Rows.Next(&row) {
+		if row.New {
+			if p.told || int(row.Index) != len(p.devices) {
+				err = nodemsg.ErrMalformed
+				break
+			}
+			p.devices = append(p.devices, int32(len(f.deliveries)))
+			f.deliveries = append(f.deliveries, Delivery{UserID: row.User, DeviceID: row.Device, Node: p.node.member.Load().ID, Protocol: row.Protocol, Conn: ConnID(row.Conn)})
+			f.open++
+		}
+		if !row.Settled {
+			continue
+		}
+		if int(row.Index) >= len(p.devices) {
+			err = nodemsg.ErrMalformed
+			break
+		}
+		d := &f.deliveries[p.devices[row.Index]]
+		if d.Status != 0 {
+			err = nodemsg.ErrMalformed
+			break
+		}
+		d.Status, d.Latency = Status(row.Status), now
+		if d.Status == Acked {
+			d.Reply = slices.Clone(row.Reply)
+		}
+		became[row.Status]++
+		p.settled++
+		closed++
+	}
+	if err == nil && res.Done && int(res.Total) != len(p.devices) {
+		err = nodemsg.ErrMalformed
+	}
+	for _, i := range res.Nobody {
+		if int(i) < len(p.users) {
+			moved = append(moved, p.users[i])
+		}
+	}
+	if err == nil && res.Done && !p.told {
+		p.told = true
+		closed++
+		if p.s.a.Conn != 0 && len(p.devices) == 0 {
+			all := failed(p.node, nil, p.s.a.Conn, Offline)
+			f.failedLocked(all)
+			became[Offline]++
+		}
+	}
+	over = p.told && p.settled == len(p.devices)
+	f.mu.Unlock()
+	for status, n := range became {
+		f.e.stats.delivered(Status(status), n)
+	}
+	if len(moved) > 0 && !p.again {
+		p.s.c.moving.look(p.s, moved)
+	}
+	f.close(closed)
+	if err != nil {
+		p.lost()
+	}
+	return over, err
+}
+
+// lost implements asked.
+func (p *part) lost() { p.end(NodeLost, NodeLost) }
+
+// fail is for a part that was not sent.
+func (p *part) fail(status Status) {
+	p.node.forget(p.id)
+	p.end(status, status)
+}
+
+// giveUp is the end of the wait.
+func (p *part) giveUp() {
+	known := Timeout
+	if p.s.ack == NoAck {
+		known = NodeLost
+	}
+	if !p.end(known, NodeLost) || p.node == nil {
+		return
+	}
+	p.node.forget(p.id)
+	b := nodemsg.AppendCancel([]byte{nodemsg.KindCancel}, p.id)
+	_ = p.node.peer.Offer(b) // it only saves the node some memory until its own wait ends
+}
+
+// end settles what the node has not: known is for devices that it has told of,
+// unknown for what stands for the others. It tells whether the part was not
+// over.
+func (p *part) end(known, unknown Status) bool {
+	f := p.s.flight
+	f.mu.Lock()
+	if p.over {
+		f.mu.Unlock()
+		return false
+	}
+	p.over = true
+	var rest []Delivery
+	closed := 0
+	for _, i := range p.devices {
+		if d := &f.deliveries[i]; d.Status == 0 {
+			d.Status, d.Latency = known, time.Since(f.begin)
+			closed++
+		}
+	}
+	f.e.stats.delivered(known, closed)
+	if !p.told {
+		p.told = true
+		closed++
+		if p.node != nil {
+			rest = failed(p.node, p.users, p.s.a.Conn, unknown)
+			f.failedLocked(rest)
+		}
+	}
+	f.mu.Unlock()
+	f.counted(rest)
+	f.close(closed)
+	return true
+}
+
+// moving are the pushes to users who were not any more where they were looked
+// for: each is looked for once more, and while one is, later pushes to the same
+// user wait behind it, so that they keep their order.
+type moving struct {
+	c *cluster
+	n atomic.Int32 // users in lanes
+
+	mu    sync.Mutex
+	lanes map[placeKey]*moves // guarded by mu
+	count int                 // guarded by mu: pushes in all lanes
+	over  bool                // guarded by mu: nobody is looked for any more
+}
+
+// moves is the lane of one user. Its goroutine lives while there is something
+// in it.
+type moves struct {
+	pushes []*move       // guarded by moving.mu
+	news   chan struct{} // poked when somebody else may hold the user; never closed
+}
+
+// move is one push in a lane.
+type move struct {
+	part   *part // stands for it in the flight
+	user   string
+	behind bool // it was not sent yet: it only waits for its turn
+}
+
+// queue takes the users out of a push for which others already wait, and lets
+// it wait behind them. It returns the rest.
+func (m *moving) queue(s *sending, users []string) []string {
+	if m.n.Load() == 0 || len(users) == 0 {
+		return users
+	}
+	var rest []string
+	for _, user := range users {
+		m.mu.Lock()
+		_, waits := m.lanes[keyOf(s.a.space(), kindUser, user)]
+		m.mu.Unlock()
+		if !waits || !m.add(s, user, true) {
+			rest = append(rest, user)
+		}
+	}
+	return rest
+}
+
+// look begins to look once more for users of a push.
+func (m *moving) look(s *sending, users []string) {
+	for _, user := range users {
+		m.add(s, user, false)
+	}
+}
+
+func (m *moving) add(s *sending, user string, behind bool) bool {
+	mv := &move{part: &part{s: s, users: []string{user}, again: true}, user: user, behind: behind}
+	key := keyOf(s.a.space(), kindUser, user)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	lane := m.lanes[key]
+	if m.count >= maxMoving || m.over || behind && lane == nil || !s.flight.add(mv.part) {
+		return false
+	}
+	if lane == nil {
+		lane = &moves{news: make(chan struct{}, 1)}
+		m.lanes[key] = lane
+		m.n.Add(1)
+		m.c.work.Go(func() { m.run(key, lane) })
+	}
+	lane.pushes = append(lane.pushes, mv)
+	m.count++
+	return true
+}
+
+// close begins no further lane.
+func (m *moving) close() {
+	m.mu.Lock()
+	m.over = true
+	m.mu.Unlock()
+}
+
+// changed says that other connections or nodes may hold a place now. It may be
+// called with the place's stripe locked.
+func (m *moving) changed(key placeKey) {
+	if m.n.Load() == 0 {
+		return
+	}
+	m.mu.Lock()
+	lane := m.lanes[key]
+	m.mu.Unlock()
+	if lane != nil {
+		select {
+		case lane.news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (m *moving) run(key placeKey, lane *moves) {
+	for {
+		m.mu.Lock()
+		if len(lane.pushes) == 0 {
+			delete(m.lanes, key)
+			m.n.Add(-1)
+			m.mu.Unlock()
+			return
+		}
+		mv := lane.pushes[0]
+		m.mu.Unlock()
+		m.find(key, lane, mv)
+		mv.part.withdraw()
+		m.mu.Lock()
+		lane.pushes = lane.pushes[1:]
+		m.count--
+		m.mu.Unlock()
+	}
+}
+
+// find sends a push to where its user is now: to nodes that were not asked, and
+// to connections of this one that do not have it. If there is nobody it waits a
+// little for somebody to come.
+func (m *moving) find(key placeKey, lane *moves, mv *move) {
+	s := mv.part.s
+	grace := time.NewTimer(moveGrace)
+	defer grace.Stop()
+	for {
+		asked := s.flight.asked(mv.user)
+		found := false
+		for _, c := range m.c.e.places.collect(nil, key) {
+			if s.a.matches(c) {
+				found = true
+				s.flight.sendLate(c, mv.user, s.push)
+			}
+		}
+		for _, o := range m.c.directory.Locate(nil, placeOf(key)) {
+			if n := m.c.node(o); n != nil && !slices.Contains(asked, n) {
+				found = true
+				if s.send(&target{n, []string{mv.user}}, m.c.ctx, true) == nil {
+					m.c.found.Add(1)
+				}
+			}
+		}
+		if found {
+			return
+		}
+		select {
+		case <-lane.news:
+		case <-grace.C:
+			return
+		case <-s.flight.done:
+			return
+		case <-m.c.ctx.Done():
+			return
+		}
+	}
+}
+
+// asked are the nodes that were asked about a user.
+func (f *flight) asked(user string) (nodes []*node) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range f.parts {
+		if p.node != nil && slices.Contains(p.users, user) {
+			nodes = append(nodes, p.node)
+		}
+	}
+	return nodes
+}
+
+// served is a push of another node that waits for devices of this one.
+type served struct {
+	a       *answers
+	id      uint64
+	f       *flight
+	timer   *time.Timer  // ends the wait; nil: nothing does but the flight. Static after serve
+	flights *tally.Tally // the flight is counted there
+
+	changed []int32 // guarded by a.mu: deliveries to look at
+	scan    bool    // guarded by a.mu: look at all
+	waits   bool    // guarded by a.mu: it stands in a.waiting
+	over    bool    // guarded by a.mu: everything was told
+
+	// Owned by the link's writer.
+	announced int    // of the deliveries
+	told      []bool // which of them are settled
+	left      int    // how many are not
+}
+
+// answers is what goes back over a link that a peer dialled.
+type answers struct {
+	c   *cluster
+	in  *link.In
+	ctx context.Context // ends with the link
+	end context.CancelFunc
+
+	mu      sync.Mutex
+	frames  []byte             // guarded by mu: whole ones, ready to go
+	waiting []*served          // guarded by mu: those with something to tell
+	flights map[uint64]*served // guarded by mu
+	over    bool               // guarded by mu: the link is
+	room    chan struct{}      // guarded by mu: closed when frames are taken; nil while nobody waits
+}
+
+const (
+	maxAnswers = 4 << 20 // bytes of frames that wait for a link; beyond it no request is read
+	maxServed  = 65_536  // pushes of one peer that wait for devices; beyond it they are Overloaded
+	maxRows    = 256     // of one Result
+)
+
+// settled implements what a flight tells of a delivery.
+func (s *served) settled(i int) { s.a.note(s, int32(i)) }
+
+// ended says that everything is settled.
+func (s *served) ended() {
+	s.flights.Done()
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.a.note(s, -1)
+}
+
+// note makes the link's writer look at a delivery, or with -1 at all.
+func (a *answers) note(s *served, i int32) {
+	a.mu.Lock()
+	if a.over || s.over {
+		a.mu.Unlock()
+		return
+	}
+	if i < 0 {
+		s.scan = true
+	} else {
+		s.changed = append(s.changed, i)
+	}
+	wake := !s.waits
+	if wake {
+		s.waits = true
+		a.waiting = append(a.waiting, s)
+	}
+	a.mu.Unlock()
+	if wake {
+		a.in.Ready(a)
+	}
+}
+
+// push hands a frame to the link's writer. While too many wait, it waits.
+func (a *answers) push(frame []byte) {
+	a.mu.Lock()
+	for len(a.frames) > 0 && len(a.frames)+len(frame) > maxAnswers && !a.over {
+		if a.room == nil {
+			a.room = make(chan struct{})
+		}
+		room := a.room
+		a.mu.Unlock()
+		select {
+		case <-room:
+		case <-a.ctx.Done():
+		}
+		a.mu.Lock()
+	}
+	if a.over {
+		a.mu.Unlock()
+		return
+	}
+	a.frames = append(a.frames, frame...)
+	a.mu.Unlock()
+	a.in.Ready(a)
+}
+
+// Append implements link.Source.
+func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
+	from := len(dst)
+	a.mu.Lock()
+	dst = append(dst, a.frames...)
+	if a.frames = a.frames[:0]; cap(a.frames) > 256<<10 {
+		a.frames = nil
+	}
+	if a.room != nil {
+		close(a.room)
+		a.room = nil
+	}
+	for len(a.waiting) > 0 && len(dst)-from < room {
+		s := a.waiting[0]
+		changed, scan := s.changed, s.scan
+		s.changed, s.scan = nil, false
+		a.mu.Unlock()
+		var over bool
+		dst, over = s.append(dst, changed, scan)
+		if over {
+			s.f.land()
+		}
+		a.mu.Lock()
+		switch {
+		case over:
+			s.over = true
+			delete(a.flights, s.id)
+		case s.announced < len(s.told): // further devices in their turn
+			s.scan = true
+			a.waiting = append(a.waiting, s)
+		case len(s.changed) > 0 || s.scan:
+			a.waiting = append(a.waiting, s)
+		default:
+			s.waits = false
+		}
+		a.waiting[0] = nil
+		a.waiting = a.waiting[1:]
+	}
+	more = len(a.waiting) > 0 || len(a.frames) > 0
+	a.mu.Unlock()
+	return dst, more
+}
+
+// append appends what is to be told of a push: devices are announced in their
+// order, maxRows at a time, and what became of those that are announced is
+// told. over: there is nothing left to tell.
+func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, over bool) {
+	f := s.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	until := min(len(s.told), s.announced+maxRows)
+	head := nodemsg.Result{ID: s.id, Done: until == len(s.told), Total: uint32(len(s.told))}
+	dst, mark := link.Begin(dst, nodemsg.KindResult)
+	dst = nodemsg.AppendResultHead(dst, &head)
+	settle := func(i int) {
+		if d := &f.deliveries[i]; d.Status != 0 && !s.told[i] {
+			s.told[i] = true
+			s.left--
+			dst = nodemsg.AppendRow(dst, &nodemsg.Row{Index: uint32(i), Settled: true, Status: uint8(d.Status), Reply: d.Reply})
+		}
+	}
+	if scan {
+		for i := range s.announced {
+			settle(i)
+		}
+	}
+	for _, i := range changed {
+		if int(i) < s.announced {
+			settle(int(i))
+		}
+	}
+	for ; s.announced < until; s.announced++ {
+		d := &f.deliveries[s.announced]
+		row := announce(d, s.announced)
+		if row.Settled {
+			s.told[s.announced] = true
+			s.left--
+		}
+		dst = nodemsg.AppendRow(dst, &row)
+	}
+	return link.End(dst, mark), s.left == 0 && s.announced == len(s.told)
+}
+
+// announce is the row that tells of a device for the first time.
+func announce(d *Delivery, i int) nodemsg.Row {
+	return nodemsg.Row{
+		Index: uint32(i), New: true, User: d.UserID, Device: d.DeviceID, Protocol: d.Protocol, Conn: uint64(d.Conn),
+		Settled: d.Status != 0, Status: uint8(d.Status), Reply: d.Reply,
+	}
+}
+
+// servePush does with the devices of this node what another one asks. It runs
+// on the worker of that link, so pushes over one link keep their order.
+func (c *cluster) servePush(a *answers, body []byte) error {
+	in, err := nodemsg.ParsePush(body)
+	if err != nil {
+		return err
+	}
+	audience := audienceFrom(&in.To)
+	if err := audience.one(); err != nil {
+		return err
+	}
+	p := encoded{e: c.e, space: audience.space(), event: in.Event, value: in.Value}
+	if err := checkEvent(p.event); err != nil {
+		return err
+	}
+	if ack := Ack(in.Ack); ack != NoAck {
+		p.ack, p.auto = c.e.nextAck(), ack == AutoAck
+	}
+	c.served.Add(1)
+	if in.Quiet {
+		return c.serveQuietly(a, &audience, &p)
+	}
+	var few [fewMembers]*Conn
+	conns, owners, offline := c.e.appendConns(few[:0], &audience)
+	if audience.User != "" {
+		owners = []string{audience.User}
+	}
+	if audience.Conn != 0 && len(conns) > 0 {
+		p.space = conns[0].Namespace()
+	}
+	nobody := nobody(&audience, offline)
+	switch {
+	case len(conns) == 0:
+		a.result(&nodemsg.Result{ID: in.ID, Done: true, Nobody: nobody}, nil)
+	case p.ack == 0 && in.Rate == 0 && len(conns) <= fewMembers && !c.e.anyPending(conns):
+		deliveries := describe(conns, owners)
+		for i, conn := range conns {
+			deliveries[i].Status = conn.push(&p, false)
+		}
+		a.result(&nodemsg.Result{ID: in.ID, Done: true, Total: uint32(len(conns)), Nobody: nobody}, deliveries)
+	default:
+		c.serveFlight(a, &in, conns, owners, nobody, &p)
+	}
+	return nil
+}
+
+// serveQuietly pushes to a room or to all for a node that wants no rows.
+func (c *cluster) serveQuietly(a *answers, audience *Audience, p *encoded) error {
+	key, ok := audience.place()
+	if !ok {
+		return nodemsg.ErrMalformed
+	}
+	var few [fewMembers]*Conn
+	var m Message
+	if !audience.filtered() {
+		conns, n := c.e.places.collectFew(few[:0], key)
+		_, _ = c.e.pushPlace(a.ctx, key, conns, n, &m, p, nil)
+		return nil
+	}
+	conns, _, _ := c.e.appendConns(few[:0], audience)
+	_, _ = c.e.pushRoom(a.ctx, conns, &m, p, nil)
+	return nil
+}
+
+// nobody are the places, among the users asked for, of those that are offline
+// here.
+func nobody(a *Audience, offline []string) (at []uint32) {
+	if len(offline) == 0 {
+		return nil
+	}
+	if a.User != "" {
+		return []uint32{0}
+	}
+	next := 0 // offline has the order of Users
+	for i, user := range a.Users {
+		if next < len(offline) && user == offline[next] {
+			at = append(at, uint32(i))
+			next++
+		}
+	}
+	return at
+}
+
+// result answers a push of which everything is known.
+func (a *answers) result(head *nodemsg.Result, deliveries []Delivery) {
+	scratch := frames.Get().(*[]byte)
+	defer releaseFrame(scratch)
+	b, mark := link.Begin((*scratch)[:0], nodemsg.KindResult)
+	b = nodemsg.AppendResultHead(b, head)
+	for i := range deliveries {
+		row := announce(&deliveries[i], i)
+		b = nodemsg.AppendRow(b, &row)
+	}
+	*scratch = link.End(b, mark)
+	a.push(*scratch)
+}
+
+// serveFlight begins a push that does not settle at once.
+func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owners []string, nobody []uint32, p *encoded) {
+	if len(nobody) > 0 { // which are told of before the devices
+		a.result(&nodemsg.Result{ID: in.ID, Nobody: nobody}, nil)
+	}
+	s := &served{a: a, id: in.ID, f: newFlight(c.e, conns, owners, p.ack, nil), told: make([]bool, len(conns)), left: len(conns), flights: c.e.counted()}
+	f := s.f
+	f.sink = s
+	push := p.share(c.e)
+	wait := time.Duration(in.Wait) * time.Millisecond
+	if wait > 0 && in.Rate == 0 {
+		s.timer = time.AfterFunc(wait, f.giveUp)
+	}
+	a.mu.Lock()
+	full := len(a.flights) >= maxServed || a.over
+	if !full {
+		a.flights[s.id] = s
+	}
+	a.mu.Unlock()
+	switch {
+	case full:
+		for i := range conns {
+			f.settle(i, Overloaded, nil)
+		}
+	case in.Rate > 0:
+		go func() {
+			ctx, cancel := context.WithCancel(a.ctx)
+			defer cancel()
+			if wait > 0 {
+				ctx, cancel = context.WithTimeout(ctx, wait)
+				defer cancel()
+			}
+			f.pace(ctx, push, nil, in.Rate)
+			f.depart()
+			f.wait(ctx)
+		}()
+		a.note(s, -1)
+		return
+	default:
+		f.launch(a.ctx, push, nil)
+	}
+	f.depart()
+	a.note(s, -1)
+}
+
+// cancel ends the wait of a push that nobody waits for any more.
+func (a *answers) cancel(id uint64) {
+	a.mu.Lock()
+	s := a.flights[id]
+	a.mu.Unlock()
+	if s != nil {
+		s.f.giveUp()
+	}
+}
+
+// close is the end of the link: nobody waits for the rest.
+func (a *answers) close() {
+	a.end()
+	a.mu.Lock()
+	a.over = true
+	flights := a.flights
+	a.flights, a.waiting, a.frames = nil, nil, nil
+	a.mu.Unlock()
+	for _, s := range flights {
+		s.f.land()
+	}
+}
+
+// question is what several nodes are asked besides pushes.
+type question struct {
+	c     *cluster
+	calls []*call
+	done  chan struct{} // closed when nothing is open
+
+	mu      sync.Mutex
+	open    int      // guarded by mu: nodes that have not answered whole
+	n       int      // guarded by mu
+	errs    []error  // guarded by mu
+	devices []Device // guarded by mu
+}
+
+// call is one node's part of a question.
+type call struct {
+	q     *question
+	node  *node
+	id    uint64
+	frame []byte // until it is sent
+
+	over bool // guarded by q.mu
+}
+
+// ask asks the nodes that hold an audience to do something to it; nil if there
+// are none.
+func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
+	targets := c.targets(a)
+	if len(targets) == 0 {
+		return nil, nil
+	}
+	to := audienceOf(a, nil)
+	if err := to.Check(); err != nil {
+		return nil, fmt.Errorf("push: the audience cannot go to other nodes: %w", err)
+	}
+	q := &question{c: c, done: make(chan struct{}), open: len(targets)}
+	for _, t := range targets {
+		k := &call{q: q, node: t.node}
+		q.calls = append(q.calls, k)
+		var ok bool
+		if k.id, ok = t.node.expect(k); !ok {
+			k.lost()
+			continue
+		}
+		k.frame = nodemsg.AppendCall([]byte{nodemsg.KindCall}, &nodemsg.Call{ID: k.id, Op: op, To: audienceOf(a, t.users), Text: text})
+		if k.send(nil) != link.ErrFull {
+			k.frame = nil
+		}
+	}
+	return q, nil
+}
+
+func (k *call) send(ctx context.Context) (err error) {
+	if ctx == nil {
+		err = k.node.peer.Offer(k.frame)
+	} else {
+		err = k.node.peer.Send(ctx, k.frame)
+	}
+	if err != nil && (err != link.ErrFull || ctx != nil) {
+		k.end(fmt.Errorf("push: node %s: %w", k.node.member.Load().ID, statusErrors[statusOf(err)]))
+	}
+	return err
+}
+
+// wait returns what came of a question: at the latest when ctx or AckTimeout
+// ends.
+func (q *question) wait(ctx context.Context) (n int, devices []Device, errs []error) {
+	if q == nil {
+		return 0, nil, nil
+	}
+	if d := q.c.e.cfg.Limits.AckTimeout; d > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d)
+		defer cancel()
+	}
+	full, cancel := context.WithTimeout(ctx, fullTime)
+	defer cancel()
+	for _, k := range q.calls {
+		if k.frame != nil {
+			k.send(full)
+		}
+	}
+	select {
+	case <-q.done:
+	case <-ctx.Done():
+		for _, k := range q.calls {
+			k.lost()
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n, q.devices, q.errs
+}
+
+// answer takes what the node says, and tells whether that was all.
+func (k *call) answer(ret *nodemsg.Return) (over bool) {
+	q := k.q
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if k.over {
+		return true
+	}
+	id := k.node.member.Load().ID
+	q.n += int(min(ret.N, maxConnsOfNode))
+	for _, text := range ret.Errors {
+		q.errs = append(q.errs, fmt.Errorf("push: node %s: %s", id, text))
+	}
+	for _, d := range ret.Devices {
+		q.devices = append(q.devices, Device{UserID: d.User, DeviceID: d.Device, Node: id, Protocol: d.Protocol, Namespace: d.Namespace, Conn: ConnID(d.Conn), OS: d.OS, Version: d.Version, Tags: d.Tags})
+	}
+	if ret.Done {
+		k.endLocked(nil)
+	}
+	return k.over
+}
+
+const maxConnsOfNode = 1 << 31
+
+// lost implements asked.
+func (k *call) lost() {
+	k.end(fmt.Errorf("push: node %s: %w", k.node.member.Load().ID, ErrNodeLost))
+}
+
+func (k *call) end(err error) {
+	k.node.forget(k.id)
+	k.q.mu.Lock()
+	defer k.q.mu.Unlock()
+	k.endLocked(err)
+}
+
+func (k *call) endLocked(err error) {
+	if k.over {
+		return
+	}
+	k.over = true
+	if err != nil {
+		k.q.errs = append(k.q.errs, err)
+	}
+	if k.q.open--; k.q.open == 0 {
+		close(k.q.done)
+	}
+}
+
+// serveCall does what another node asks besides pushes, on the worker of that
+// link: behind the pushes that came before.
+func (c *cluster) serveCall(a *answers, body []byte) error {
+	in, err := nodemsg.ParseCall(body)
+	if err != nil {
+		return err
+	}
+	audience := audienceFrom(&in.To)
+	if err := audience.one(); err != nil {
+		return err
+	}
+	ret := nodemsg.Return{ID: in.ID}
+	var n int
+	switch in.Op {
+	case nodemsg.Devices:
+		conns, _, _ := c.e.appendConns(nil, &audience)
+		for _, conn := range conns {
+			d := conn.device()
+			ret.Devices = append(ret.Devices, nodemsg.Device{User: d.UserID, Device: d.DeviceID, Protocol: d.Protocol, Namespace: d.Namespace, OS: d.OS, Version: d.Version, Conn: uint64(d.Conn), Tags: d.Tags})
+			if len(ret.Devices) == maxRows {
+				a.returns(&ret)
+				ret.Devices = ret.Devices[:0]
+			}
+		}
+	case nodemsg.Join:
+		if err = checkName("room", in.Text); err == nil {
+			n, err = c.e.each(a.ctx, audience, joins(in.Text))
+		}
+	case nodemsg.Leave:
+		n, err = c.e.each(a.ctx, audience, leaves(in.Text))
+	case nodemsg.Kick:
+		n, err = c.e.each(a.ctx, audience, kicks(in.Text))
+	}
+	ret.Done, ret.N = true, uint64(n)
+	if err != nil {
+		ret.Errors = append(ret.Errors, err.Error())
+	}
+	a.returns(&ret)
+	return nil
+}
+
+func (a *answers) returns(ret *nodemsg.Return) {
+	scratch := frames.Get().(*[]byte)
+	defer releaseFrame(scratch)
+	b, mark := link.Begin((*scratch)[:0], nodemsg.KindReturn)
+	*scratch = link.End(nodemsg.AppendReturn(b, ret), mark)
+	a.push(*scratch)
 }

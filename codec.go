@@ -314,10 +314,7 @@ func (e *Engine) encode(p *encoded, m *Message, s *scratch) (err error) {
 	if p.event == "" {
 		p.event = "message"
 	}
-	if reserved[p.event] {
-		return fmt.Errorf("push: event name %q is reserved", p.event)
-	}
-	if err := checkName("event", p.event); err != nil {
+	if err := checkEvent(p.event); err != nil {
 		return err
 	}
 	if m.Ack > BizAck {
@@ -334,7 +331,7 @@ func (e *Engine) encode(p *encoded, m *Message, s *scratch) (err error) {
 		return ErrTooLarge
 	}
 	if m.Ack != NoAck {
-		p.ack = firstAck + e.ackSeq.Add(1)%firstAck
+		p.ack = e.nextAck()
 		p.auto = m.Ack == AutoAck
 	}
 	return nil
@@ -342,6 +339,17 @@ func (e *Engine) encode(p *encoded, m *Message, s *scratch) (err error) {
 
 // firstAck: our ids are in [2^30, 2^31), so that none is ever a client's own.
 const firstAck = 1 << 30
+
+// nextAck is the id of a push that wants an answer.
+func (e *Engine) nextAck() uint32 { return firstAck + e.ackSeq.Add(1)%firstAck }
+
+// checkEvent refuses what cannot be an event's name.
+func checkEvent(name string) error {
+	if reserved[name] {
+		return fmt.Errorf("push: event name %q is reserved", name)
+	}
+	return checkName("event", name)
+}
 
 // checkName refuses what cannot be a name of a user, a room, an event: names
 // are 1 to 256 bytes of UTF-8 without control characters.

@@ -165,6 +165,7 @@ type identity struct {
 
 type details struct {
 	class               string // of DeviceClass
+	stamp               uint64 // of this login as the newest of its class in the cluster; 0: it has no class, or there is no cluster
 	device, os, version string
 	osVersion           string
 	space               string // the Socket.IO namespace; "": "/". The same for all identities of a Conn
@@ -319,7 +320,7 @@ func (c *Conn) Push(ctx context.Context, m Message) (Delivery, error) {
 	}
 	p.space = c.Namespace()
 	conns := [1]*Conn{c}
-	r, err := c.t.e.pushDevices(context.WithValue(ctx, connectingKey{}, c), conns[:], nil, nil, &m, &p)
+	r, err := c.t.e.pushDevices(context.WithValue(ctx, connectingKey{}, c), conns[:], nil, nil, &m, &p, nil)
 	if len(r.Deliveries) == 0 { // Async
 		var d Delivery
 		c.describe(&d)
@@ -372,6 +373,7 @@ func (c *Conn) Unbind() {
 	dropped := c.dropLocked()
 	c.mu.Unlock()
 	dropped()
+	c.t.e.loggedOut(old)
 }
 
 // dropLocked takes out what is held of a device that is another user's from
@@ -513,12 +515,23 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 	}
 	e, old := c.t.e, c.who.Load()
 	key := keyOf(who.space, kindUser, who.user)
+	if who.class != "" && who.class == old.class && who.user == old.user {
+		who.stamp = old.stamp
+	}
 	admit := func(pl *place) error {
 		if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
+			if who.class != "" && who.user != "" && e.cluster != nil {
+				who.stamp = e.cluster.login(key, who.class)
+			}
 			c.who.Store(who) // before the next one of its class looks
 		}
 		return err
 	}
+	defer func() {
+		if c.who.Load() == who && who.stamp != old.stamp {
+			e.loggedOut(old)
+		}
+	}()
 	switch {
 	case who.user != old.user:
 		var m *member
@@ -552,6 +565,23 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 		}
 	}
 	return replaced, dropped, nil
+}
+
+// loggedOut takes back what the cluster was told of a login, if it was.
+func (e *Engine) loggedOut(who *identity) {
+	if who.stamp != 0 {
+		e.cluster.logout(keyOf(who.space, kindUser, who.user), who.class, who.stamp)
+	}
+}
+
+// loginLost ends the login of a class that a newer one on another node has
+// replaced.
+func (e *Engine) loginLost(key placeKey, class string, stamp uint64) {
+	for _, c := range e.places.collect(nil, key) {
+		if who := c.who.Load(); who.class == class && who.stamp == stamp {
+			c.t.replaced(c, &identity{details: &nodetails})
+		}
+	}
 }
 
 // makeRoom is asked before c joins its user's place pl, under its stripe's
@@ -971,6 +1001,7 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 
 	e := c.t.e
 	e.places.removeConn(c)
+	e.loggedOut(c.who.Load())
 	e.stats.dialects[c.dialect].Add(-1)
 	if life != nil {
 		life.end()

@@ -4,10 +4,11 @@
 // which room, and tells the caller of a push what became of it on every
 // device.
 //
-// Nothing is stored and nothing else has to run: a push reaches who is
-// connected now, at most once, and the [Receipt] says whether it did. What is
-// in memory is bounded (see [Limits]), and every refusal has an error or a
-// close code of its own and a counter in [Stats].
+// Nothing is stored and nothing else has to run: several nodes find each other
+// by gossip ([Cluster]), and a push reaches who is connected now to any of
+// them, at most once, and the [Receipt] says whether it did. What is in memory
+// is bounded (see [Limits]), and every refusal has an error or a close code of
+// its own and a counter in [Stats].
 //
 //	engine, err := push.New(push.Config{
 //		Authenticate: func(ctx context.Context, l *push.Login) (string, error) {
@@ -26,7 +27,6 @@ import (
 	"cmp"
 	"context"
 	crand "crypto/rand"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -52,6 +52,7 @@ import (
 	"github.com/embedpush/push/internal/eio"
 	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
+	"github.com/embedpush/push/internal/nodemsg"
 	"github.com/embedpush/push/internal/origin"
 	"github.com/embedpush/push/internal/polling"
 	"github.com/embedpush/push/internal/proxy"
@@ -133,10 +134,11 @@ type Config struct {
 	// OnConnect, after every other hook of it. nil: nothing.
 	OnDisconnect func(c *Conn, why Reason)
 
-	// OnPresence tells that a user's first connection on this node came or
-	// the last one went. One goroutine calls it, one call at a time, with the
-	// latest state of each user: changes that cancel out before the hook got
-	// to them are not told. nil: nothing.
+	// OnPresence tells that a user's first connection came or the last one
+	// went, on whichever node: every node tells. One goroutine calls it, one
+	// call at a time, with the latest state of each user: changes that cancel
+	// out before the hook got to them are not told, nor users who were online
+	// before this node joined its cluster. nil: nothing.
 	OnPresence func(p Presence)
 
 	// Origins are the pages that may connect: "https://shop.example",
@@ -327,7 +329,7 @@ type Limits struct {
 	AuthTimeout    time.Duration // one call of Authenticate; for an mpush device 5.5 s at most. 0: 5 s
 	MessageTimeout time.Duration // from the first byte of a message to its last; 1008. 0: 10 s
 	WriteTimeout   time.Duration // a queue from which nothing leaves; 4408. 0: 10 s
-	AckTimeout     time.Duration // the longest wait for acks, whatever ctx allows. 0: 5 s
+	AckTimeout     time.Duration // the longest wait for acks and for other nodes, whatever ctx allows. 0: 5 s
 }
 
 // withDefaults gives every zero its default and turns every negative value
@@ -440,13 +442,13 @@ type Message struct {
 	Ack Ack
 
 	// Async does not wait for devices: the Receipt has Targets and Offline
-	// only, and outcomes go to Progress. Only a full fan-out queue
+	// only, as far as this node knows by itself, and outcomes go to Progress. Only a full fan-out queue
 	// (Limits.FanoutBytes) is waited for, until ctx ends; ctx is not used after
 	// the return, and the wait for answers is Limits.AckTimeout.
 	Async bool
 
-	// Rate paces the push: that many devices a second, in no order relative
-	// to other pushes. The push returns after the last one (with Async:
+	// Rate paces the push: that many devices a second, of which each node has an
+	// equal part, in no order relative to other pushes. The push returns after the last one (with Async:
 	// before the first), and its waiting for acks begins there. 0: not paced.
 	Rate int
 
@@ -551,7 +553,7 @@ const (
 type Presence struct {
 	User   string `json:"user"`
 	Online bool   `json:"online"`
-	Node   string `json:"node"` // where it happened; "" without a cluster
+	Node   string `json:"node"` // where it happened last; "" without a cluster
 }
 
 // Device is one connection as Devices tells it.
@@ -660,7 +662,7 @@ func New(cfg Config) (*Engine, error) {
 		e.presence = newPresence(e)
 	}
 	if cfg.Cluster != nil {
-		if e.cluster, err = startCluster(*cfg.Cluster, cfg.Logger); err != nil {
+		if e.cluster, err = newCluster(e, *cfg.Cluster); err != nil {
 			return nil, err
 		}
 	}
@@ -675,7 +677,13 @@ func New(cfg Config) (*Engine, error) {
 	for range min(runtime.GOMAXPROCS(0), 256) { // Conn.shard is a byte
 		e.shards = append(e.shards, newShard(e, len(e.shards)))
 	}
-	e.places = newPlaces(len(e.shards), e.presence)
+	e.places = newPlaces(len(e.shards), e.presence, e.cluster)
+	if e.cluster != nil {
+		if err := e.cluster.start(); err != nil {
+			e.driver.Close()
+			return nil, err
+		}
+	}
 	return e, nil
 }
 
@@ -699,8 +707,7 @@ func (e *Engine) setMPush() (err error) {
 		return fmt.Errorf("push: MPush.RefuseDelay is %s, want less than the 3 s after which a device asks again", m.RefuseDelay)
 	}
 	if m.Advertise != "" {
-		host, port, err := net.SplitHostPort(m.Advertise)
-		if n, numErr := strconv.ParseUint(port, 10, 16); err != nil || numErr != nil || host == "" || n == 0 || strings.ContainsAny(m.Advertise, ", \t\r\n[") {
+		if !validAdvertise(m.Advertise) {
 			return fmt.Errorf("push: MPush.Advertise is %q, want host:port with an IPv4 address or a name", m.Advertise)
 		}
 	}
@@ -729,6 +736,13 @@ func (e *Engine) setMPush() (err error) {
 	}
 	e.handshakes = make(rate.Slots, max(1, runtime.GOMAXPROCS(0)/2)) // half of the CPU
 	return nil
+}
+
+// validAdvertise tells whether a device can be told an address.
+func validAdvertise(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	n, numErr := strconv.ParseUint(port, 10, 16)
+	return err == nil && numErr == nil && host != "" && n != 0 && len(addr) <= 260 && !strings.ContainsAny(addr, ", \t\r\n[")
 }
 
 // sessionKeys are the keys of session tokens, the first of which seals.
@@ -778,19 +792,23 @@ func (e *Engine) serveSocketIO() {
 		for _, s := range c.Secrets {
 			keys = append(keys, secret.Derive(s, "sid", e.clusterName()))
 		}
-		sum := sha256.Sum256([]byte(e.node()))
-		copy(tag[:], sum[:])
+		tag = tagOf(e.node())
 	}
 	if len(keys) == 0 {
 		keys = [][]byte{make([]byte, 32)}
 		crand.Read(keys[0])
 	}
 	e.sids = polling.NewSids(tag, keys...)
+	var relayed func(http.ResponseWriter, *http.Request, [8]byte) bool
+	if e.cluster != nil {
+		relayed = e.cluster.forward
+	}
 	e.socketIO = polling.New(polling.Config{
 		Sids:    e.sids,
 		Timeout: upgradeTimeout,
 		Origin:  func(r *http.Request) (allowed, credentials bool) { return e.allowsOrigin(r), e.trustsOrigin(r) },
 		Open:    e.openSocketIO,
+		Relay:   relayed,
 		Refused: func(why polling.Why) {
 			switch why {
 			case polling.WhyOrigin:
@@ -816,23 +834,32 @@ func (e *Engine) clusterName() string {
 }
 
 // Alloc is mpush's allocator, which devices ask where to connect: the nodes
-// that advertise an address and do not drain, as host:port[,host:port]. 503:
-// there is none. It knows this node only.
+// that have an MPush.Advertise and do not drain, as host:port[,host:port]. The
+// node with the fewest connections stands first, and those within a tenth of
+// each other take turns. 503: there is none. It answers from memory; other
+// nodes' numbers are some seconds old.
 func (e *Engine) Alloc() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
 			http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 			return
-		case e.cfg.MPush.Advertise == "" || e.draining.Load():
+		}
+		addrs := e.cfg.MPush.Advertise
+		if e.draining.Load() {
+			addrs = ""
+		}
+		if e.cluster != nil {
+			addrs = e.cluster.alloc(addrs)
+		}
+		if addrs == "" {
 			w.Header().Set(retryAfter[0], retryAfter[1])
 			http.Error(w, "no node", http.StatusServiceUnavailable)
 			return
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-store")
-		io.WriteString(w, e.cfg.MPush.Advertise)
+		io.WriteString(w, addrs)
 	})
 }
 
@@ -873,35 +900,84 @@ func (e *Engine) Broadcast(ctx context.Context, m Message) (Receipt, error) {
 // and went to nobody. An error that is none of these says what is wrong with
 // a or m.
 //
+// In a cluster it reaches the connections of every node. A node that cannot be
+// asked, or is lost before it has told of its devices, is one Delivery, for each
+// of its users or in all, with Node and a Status only: NodeLost without a link
+// to it, Overloaded if the link has had no room for a second (4 MiB or 8 192
+// messages wait), TooLarge over 16 MiB. Devices that it has told of have a
+// Delivery of their own. Other nodes begin to say Timeout 10 ms before this one
+// has to. To a room or to all without an ack, the counts are of this node's
+// connections, and the nodes that it could not be handed to are Deliveries. A
+// user who has just left the node that is known to have him is looked for once
+// more, for up to 100 ms.
+//
 // What one goroutine pushes reaches a connection in the order of the calls,
-// whatever the audiences (but see Message.Rate and Conn.Push).
+// whatever the audiences (but see Message.Rate and Conn.Push; to a user who
+// moves to another node, what is pushed to a room may overtake it).
 func (e *Engine) Push(ctx context.Context, a Audience, m Message) (Receipt, error) {
 	return e.push(ctx, &a, &m)
 }
 
 // Join puts everybody of an audience into a room and tells how many were not
 // in it before. The error is nil, or says what is wrong with a or room, or
-// joins the reasons of those that could not join (too many rooms, ended).
+// joins the reasons of those that could not join (too many rooms, ended), and
+// of nodes that did not answer within ctx and Limits.AckTimeout: there it may
+// have been done.
 func (e *Engine) Join(ctx context.Context, a Audience, room string) (int, error) {
 	if err := checkName("room", room); err != nil {
 		return 0, err
 	}
-	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.join(room) })
+	return e.everywhere(ctx, a, nodemsg.Join, room, joins(room))
+}
+
+func joins(room string) func(*Conn) (bool, error) {
+	return func(c *Conn) (bool, error) { return c.join(room) }
 }
 
 // Leave takes everybody of an audience out of a room and tells how many were
-// in it.
+// in it. The error is as Join's.
 func (e *Engine) Leave(ctx context.Context, a Audience, room string) (int, error) {
-	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.leave(room), nil })
+	if err := checkName("room", room); err != nil {
+		return 0, err
+	}
+	return e.everywhere(ctx, a, nodemsg.Leave, room, leaves(room))
+}
+
+func leaves(room string) func(*Conn) (bool, error) {
+	return func(c *Conn) (bool, error) { return c.leave(room), nil }
 }
 
 // Kick ends every connection of an audience (close code 4410; KICK and an
 // ERROR for an mpush device; a Socket.IO disconnect of each of its namespaces
 // and 5 s for the client to close), which clients do not come back from by
 // themselves, and tells how many. text goes to the client, cut at 123 bytes;
-// Socket.IO has no place for it.
+// Socket.IO has no place for it. The error is as Join's.
 func (e *Engine) Kick(ctx context.Context, a Audience, text string) (int, error) {
-	return e.each(ctx, a, func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil })
+	return e.everywhere(ctx, a, nodemsg.Kick, text, kicks(text))
+}
+
+func kicks(text string) func(*Conn) (bool, error) {
+	return func(c *Conn) (bool, error) { return c.shut(ReasonKicked, wire.Kicked, text), nil }
+}
+
+// everywhere is each, on every node: op and text are what f does.
+func (e *Engine) everywhere(ctx context.Context, a Audience, op uint8, text string, f func(*Conn) (bool, error)) (int, error) {
+	if e.cluster == nil {
+		return e.each(ctx, a, f)
+	}
+	if err := a.one(); err != nil {
+		return 0, err
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	q, err := e.cluster.ask(op, &a, text)
+	if err != nil {
+		return 0, err
+	}
+	n, err := e.each(ctx, a, f)
+	others, _, errs := q.wait(ctx)
+	return n + others, errors.Join(append([]error{err}, errs...)...)
 }
 
 // each calls f for every connection of an audience, behind what was pushed
@@ -947,9 +1023,9 @@ type Receipt struct {
 type Delivery struct {
 	UserID   string          `json:"user,omitempty"`
 	DeviceID string          `json:"device,omitempty"`
-	Node     string          `json:"node,omitempty"` // "" without a cluster
+	Node     string          `json:"node,omitempty"` // that has the device; "" without a cluster
 	Protocol string          `json:"protocol,omitempty"`
-	Conn     ConnID          `json:"conn"`
+	Conn     ConnID          `json:"conn"` // 0: it stands for all devices there of the user, or of the audience
 	Status   Status          `json:"status"`
 	Latency  time.Duration   `json:"latency"`         // from the call to the Status, in nanoseconds
 	Reply    json.RawMessage `json:"reply,omitempty"` // what came with the ack; opaque bytes as a base64 string
@@ -1167,26 +1243,33 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 		return Receipt{}, err
 	}
 	p.space = a.space()
+	var away *sending // nil: other nodes have nothing to do with it
+	if e.cluster != nil {
+		var err error
+		if away, err = e.cluster.reach(a, &p); err != nil {
+			return Receipt{}, err
+		}
+	}
 	var few [fewMembers]*Conn
 	if key, ok := a.place(); ok && m.Ack == NoAck && m.Rate == 0 && !a.filtered() {
 		conns, n := e.places.collectFew(few[:0], key)
-		return e.pushPlace(ctx, key, conns, n, m, &p)
+		return e.pushPlace(ctx, key, conns, n, m, &p, away)
 	}
 	conns, owners, offline := e.appendConns(few[:0], a)
-	if _, ok := a.place(); ok && m.Ack == NoAck && (m.Rate == 0 || len(conns) == 0) {
-		return e.pushRoom(ctx, conns, m, &p)
+	if _, ok := a.place(); ok && m.Ack == NoAck && (m.Rate == 0 || len(conns) == 0 && away == nil) {
+		return e.pushRoom(ctx, conns, m, &p, away)
 	}
-	if a.Conn != 0 && len(conns) == 0 {
+	if a.Conn != 0 && len(conns) == 0 && away == nil {
 		r := Receipt{Deliveries: []Delivery{{Conn: a.Conn, Node: e.node(), Status: Offline}}}
 		return e.settled(r, m)
 	}
-	if a.Conn != 0 {
+	if a.Conn != 0 && len(conns) > 0 {
 		p.space = conns[0].Namespace()
 	}
 	if a.User != "" {
 		owners = []string{a.User}
 	}
-	return e.pushDevices(ctx, conns, owners, offline, m, &p)
+	return e.pushDevices(ctx, conns, owners, offline, m, &p, away)
 }
 
 // admitPush encodes a message into p, or says why it goes to nobody.
@@ -1218,12 +1301,23 @@ func (e *Engine) settled(r Receipt, m *Message) (Receipt, error) {
 	return r, r.err(nil)
 }
 
-// handed returns the receipt of a push that was handed over without waiting.
-// err is why that ended early; then who is not Sent has not got it.
-func (e *Engine) handed(r Receipt, m *Message, err error) (Receipt, error) {
+// handed returns the receipt of a push that was handed over without waiting,
+// once the rest of its nodes have it. err is why this node's part ended early;
+// then who is not Sent has not got it.
+func (e *Engine) handed(ctx context.Context, r Receipt, m *Message, away *sending, err error) (Receipt, error) {
 	failed := r.Targets - r.Sent - r.Failed // besides those who were too slow
 	r.Failed += failed
 	e.stats.delivered(Overloaded, failed)
+	if r.Deliveries = away.finish(ctx); len(r.Deliveries) > 0 { // a node each
+		r.Targets += len(r.Deliveries)
+		r.Failed += len(r.Deliveries)
+		for i := range r.Deliveries {
+			e.stats.delivered(r.Deliveries[i].Status, 1)
+		}
+		if err == nil && r.Sent == 0 && len(r.Deliveries) == len(away.targets) {
+			err = r.err(ctx.Err())
+		}
+	}
 	e.progress(m, r)
 	return r, err
 }
@@ -1237,26 +1331,29 @@ func (e *Engine) progress(m *Message, r Receipt) {
 
 // pushPlace pushes to a whole place without an ack: conns are its members if
 // they are few, n says how many there are.
-func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n int, m *Message, p *encoded) (Receipt, error) {
+func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n int, m *Message, p *encoded, away *sending) (Receipt, error) {
 	if n <= fewMembers {
-		return e.pushRoom(ctx, conns, m, p)
+		return e.pushRoom(ctx, conns, m, p, away)
 	}
-	r := Receipt{Targets: n, Sent: n}
+	r := Receipt{Targets: n}
 	push := p.share(e)
+	away.begin(ctx, nil, nil, NoAck, 0)
 	for i, s := range e.shards {
 		if err := s.post(ctx, &item{push: push, place: key, from: connecting(ctx)}); err != nil {
 			r.Sent = n * i / len(e.shards) // about: connections are spread evenly over the shards
-			return e.handed(r, m, err)
+			return e.handed(ctx, r, m, away, err)
 		}
 	}
-	return e.handed(r, m, nil)
+	r.Sent = n
+	return e.handed(ctx, r, m, away, nil)
 }
 
 // pushRoom pushes to connections of a room or of everyone without an ack: it
 // counts and does not wait.
-func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *encoded) (Receipt, error) {
+func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *encoded, away *sending) (Receipt, error) {
 	r := Receipt{Targets: len(conns)}
 	from := connecting(ctx)
+	away.begin(ctx, nil, nil, NoAck, 0)
 	if len(conns) > fewMembers {
 		push := p.share(e)
 		for i, mine := range e.byShard(conns) {
@@ -1264,11 +1361,11 @@ func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *enc
 				continue
 			}
 			if err := e.shards[i].post(ctx, &item{push: push, conns: mine, from: from}); err != nil {
-				return e.handed(r, m, err)
+				return e.handed(ctx, r, m, away, err)
 			}
 			r.Sent += len(mine)
 		}
-		return e.handed(r, m, nil)
+		return e.handed(ctx, r, m, away, nil)
 	}
 	var shared *encoded
 	for _, c := range conns {
@@ -1278,7 +1375,7 @@ func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *enc
 				shared = p.share(e)
 			}
 			if err := s.post(ctx, &item{push: shared, conns: []*Conn{c}, from: from}); err != nil {
-				return e.handed(r, m, err)
+				return e.handed(ctx, r, m, away, err)
 			}
 		} else {
 			status = c.push(p, c == from)
@@ -1290,7 +1387,7 @@ func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *enc
 			r.Failed++
 		}
 	}
-	return e.handed(r, m, nil)
+	return e.handed(ctx, r, m, away, nil)
 }
 
 // byShard sorts connections by the shard they belong to.
@@ -1302,15 +1399,16 @@ func (e *Engine) byShard(conns []*Conn) [][]*Conn {
 	return sorted
 }
 
-// pushDevices pushes to connections and waits until each has its status.
-// owners says whose they were when they were found; nil: whose they are now.
-func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline []string, m *Message, p *encoded) (Receipt, error) {
-	if len(conns) == 0 {
+// pushDevices pushes to connections and waits until each has its status, and
+// so with the devices of other nodes. owners says whose they were when they
+// were found; nil: whose they are now.
+func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline []string, m *Message, p *encoded, away *sending) (Receipt, error) {
+	if len(conns) == 0 && away == nil {
 		e.stats.delivered(Offline, len(offline))
 		return e.settled(Receipt{Offline: offline}, m)
 	}
 	from := connecting(ctx)
-	if m.Ack == NoAck && m.Rate == 0 && !m.Async && len(conns) <= fewMembers && !e.anyPending(conns) {
+	if away == nil && m.Ack == NoAck && m.Rate == 0 && !m.Async && len(conns) <= fewMembers && !e.anyPending(conns) {
 		// The usual case: the caller writes.
 		begin := time.Now()
 		r := Receipt{Offline: offline, Deliveries: describe(conns, owners)}
@@ -1321,24 +1419,30 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		e.stats.delivered(Offline, len(offline))
 		return e.settled(r, m)
 	}
+	f := newFlight(e, conns, owners, p.ack, m.Progress)
+	f.offline, f.sought = away.divide(offline)
+	offline = f.offline
 	e.stats.delivered(Offline, len(offline))
-	f := newFlight(e, conns, owners, offline, p.ack, m.Progress)
 	push := p.share(e)
-	flights := &e.flights[0]
-	if e.draining.Load() {
-		flights = &e.flights[1]
+	flights := e.counted()
+	pace := float64(m.Rate)
+	if away != nil {
+		pace /= float64(away.parts(len(conns)))
+		f.patient = m.Rate > 0
+		away.begin(ctx, f, push, m.Ack, pace)
 	}
-	flights.Add()
-	if rate := m.Rate; m.Async {
-		if rate == 0 {
+	if m.Async {
+		if pace == 0 {
 			f.launch(ctx, push, from)
 		}
+		away.finish(ctx)
+		f.depart()
 		go func() {
 			defer flights.Done()
 			defer f.land()
 			ctx := context.WithoutCancel(ctx)
-			if rate > 0 {
-				f.pace(ctx, push, from, rate)
+			if pace > 0 {
+				f.pace(ctx, push, from, pace)
 			}
 			f.wait(ctx)
 		}()
@@ -1346,14 +1450,28 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 	}
 	defer flights.Done()
 	defer f.land()
-	if m.Rate > 0 {
-		f.pace(ctx, push, from, m.Rate)
+	if pace > 0 {
+		away.finish(ctx)
+		f.depart()
+		f.pace(ctx, push, from, pace)
 	} else {
 		f.launch(ctx, push, from)
+		away.finish(ctx)
+		f.depart()
 	}
 	f.wait(ctx)
 	r := f.receipt()
 	return r, r.err(ctx.Err())
+}
+
+// counted counts a flight in, and returns where it is to be counted out.
+func (e *Engine) counted() *tally.Tally {
+	flights := &e.flights[0]
+	if e.draining.Load() {
+		flights = &e.flights[1]
+	}
+	flights.Add()
+	return flights
 }
 
 func (e *Engine) anyPending(conns []*Conn) bool {
@@ -1365,32 +1483,45 @@ func (e *Engine) anyPending(conns []*Conn) bool {
 	return false
 }
 
-// flight is a push that waits for its devices.
+// flight is a push that waits for its devices: those of this node, which it
+// begins with, and those that other nodes tell of.
 type flight struct {
-	// Static.
+	// Static once it is launched.
 	e        *Engine
-	conns    []*Conn
-	offline  []string
-	ack      uint32 // 0: none wanted
+	conns    []*Conn // this node's; their deliveries are the first
+	ack      uint32  // 0: none wanted
 	begin    time.Time
 	progress func(Receipt)
-	done     chan struct{} // closed by settle when open falls to 0
+	done     chan struct{} // closed when open falls to 0
 	moved    chan struct{} // poked by settle for progress; never closed
+	patient  bool          // paced on other nodes: they say when the waiting for answers is over
+	sink     *served       // it is another node's, which is told; nil: it is this node's
 
 	mu         sync.Mutex
-	deliveries []Delivery // guarded by mu
-	written    []bool     // guarded by mu: may have left, its status will come
-	open       int        // guarded by mu: deliveries without a status
+	deliveries []Delivery // guarded by mu; more come while it is open
+	written    []bool     // guarded by mu, as long as conns: may have left, its status will come
+	late       []late     // guarded by mu: connections that came to this node meanwhile
+	parts      []*part    // guarded by mu: what other nodes do of it
+	offline    []string   // guarded by mu: users without a device
+	sought     []string   // guarded by mu: users without a device here, who had one on another node
+	open       int        // guarded by mu: deliveries without a status, parts that are not over, and one while it is launched
 	over       bool       // guarded by mu: what is not written yet never will be
 	replies    int        // guarded by mu: bytes of answers, counted by keepReply
 	landed     bool       // guarded by mu: they are counted no more
 }
 
-func newFlight(e *Engine, conns []*Conn, owners, offline []string, ack uint32, progress func(Receipt)) *flight {
+// late is a connection that was not there when the flight began.
+type late struct {
+	conn  *Conn
+	index int // of its delivery
+}
+
+// newFlight makes a flight that is open until depart.
+func newFlight(e *Engine, conns []*Conn, owners []string, ack uint32, progress func(Receipt)) *flight {
 	return &flight{
-		e: e, conns: slices.Clone(conns), offline: offline, ack: ack, begin: time.Now(), progress: progress,
+		e: e, conns: slices.Clone(conns), ack: ack, begin: time.Now(), progress: progress,
 		done: make(chan struct{}), moved: make(chan struct{}, 1),
-		deliveries: describe(conns, owners), written: make([]bool, len(conns)), open: len(conns),
+		deliveries: describe(conns, owners), written: make([]bool, len(conns)), open: len(conns) + 1,
 	}
 }
 
@@ -1443,11 +1574,11 @@ func (f *flight) launch(ctx context.Context, p *encoded, from *Conn) {
 
 // pace writes the push to so many devices a second. It makes its steps a
 // twentieth of a second, in which several may be written.
-func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate int) {
+func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate float64) {
 	begin := time.Now()
 	told := begin
 	for i, c := range f.conns {
-		due := time.Duration(float64(i) / float64(rate) * float64(time.Second))
+		due := time.Duration(float64(i) / rate * float64(time.Second))
 		if ahead := due - time.Since(begin); ahead > 0 && sleep(ctx, (ahead+paceStep-1)/paceStep*paceStep, f.e.leaving) != nil {
 			for ; i < len(f.conns); i++ {
 				f.settle(i, Overloaded, nil)
@@ -1464,6 +1595,25 @@ func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate int) {
 
 const paceStep = 50 * time.Millisecond
 
+// sendLate writes the push to a connection that came to this node after it had
+// begun, unless that has it.
+func (f *flight) sendLate(c *Conn, owner string, p *encoded) {
+	var d Delivery
+	c.describe(&d)
+	d.UserID = owner
+	f.mu.Lock()
+	if f.over || f.open == 0 || slices.Contains(f.conns, c) || slices.ContainsFunc(f.late, func(l late) bool { return l.conn == c }) {
+		f.mu.Unlock()
+		return
+	}
+	i := len(f.deliveries)
+	f.deliveries = append(f.deliveries, d)
+	f.late = append(f.late, late{c, i})
+	f.open++
+	f.mu.Unlock()
+	f.send(i, c, p, nil)
+}
+
 // send writes the push to one connection and settles what can be said now. A
 // shard's worker and wait may be at it at the same time: who takes the
 // expected ack out of the connection is the one to settle.
@@ -1476,7 +1626,9 @@ func (f *flight) send(i int, c *Conn, p *encoded, from *Conn) {
 	}
 	f.mu.Lock()
 	over := f.over
-	f.written[i] = !over
+	if i < len(f.written) {
+		f.written[i] = !over
+	}
 	f.mu.Unlock()
 	if over {
 		if f.ack == 0 || c.forget(f.ack) {
@@ -1502,13 +1654,58 @@ func (f *flight) settle(i int, status Status, reply json.RawMessage) {
 		return
 	}
 	d.Status, d.Reply, d.Latency = status, reply, time.Since(f.begin)
-	f.open--
-	last := f.open == 0
+	last, nobody := f.closeLocked(1)
 	f.mu.Unlock()
-	f.e.stats.delivered(status, 1)
-	if last {
+	if f.sink != nil {
+		f.sink.settled(i)
+	} else {
+		f.e.stats.delivered(status, 1)
+	}
+	f.closed(last, nobody)
+}
+
+// depart says that the flight is launched: from here on it is over when every
+// device has its status.
+func (f *flight) depart() { f.close(1) }
+
+// close counts n of what was open out.
+func (f *flight) close(n int) {
+	f.mu.Lock()
+	last, nobody := f.closeLocked(n)
+	f.mu.Unlock()
+	f.closed(last, nobody)
+}
+
+// closeLocked tells whether nothing is open any more. At that moment it is
+// known which users had no device anywhere; nobody is how many.
+func (f *flight) closeLocked(n int) (last bool, nobody int) {
+	f.open -= n
+	if last = f.open == 0 && n > 0; !last || len(f.sought) == 0 {
+		return last, 0
+	}
+	found := make(map[string]bool, len(f.deliveries))
+	for i := range f.deliveries {
+		found[f.deliveries[i].UserID] = true
+	}
+	for _, user := range f.sought {
+		if !found[user] {
+			f.offline = append(f.offline, user)
+			nobody++
+		}
+	}
+	return last, nobody
+}
+
+// closed does without the lock what closeLocked brought about.
+func (f *flight) closed(last bool, nobody int) {
+	f.e.stats.delivered(Offline, nobody)
+	switch {
+	case last:
 		close(f.done)
-	} else if f.progress != nil {
+		if f.sink != nil {
+			f.sink.ended()
+		}
+	case f.progress != nil:
 		f.poke()
 	}
 }
@@ -1524,7 +1721,7 @@ func (f *flight) poke() {
 // AckTimeout ends, whose end settles the rest. Progress is called here.
 func (f *flight) wait(ctx context.Context) {
 	var timeout <-chan time.Time
-	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
+	if d := f.e.cfg.Limits.AckTimeout; d > 0 && !f.patient {
 		t := time.NewTimer(d)
 		defer t.Stop()
 		timeout = t.C
@@ -1571,7 +1768,7 @@ func (f *flight) tell(last bool) {
 }
 
 // giveUp settles what has no status: Timeout what was written, Overloaded what
-// was not.
+// was not, NodeLost what a node has said nothing of.
 func (f *flight) giveUp() {
 	f.mu.Lock()
 	f.over = true
@@ -1580,20 +1777,35 @@ func (f *flight) giveUp() {
 		return
 	}
 	written := slices.Clone(f.written)
+	lates := slices.Clone(f.late)
+	parts := slices.Clone(f.parts)
 	f.mu.Unlock()
 	for i, c := range f.conns {
-		switch {
-		case !written[i]:
+		if written[i] {
+			f.giveUpConn(i, c)
+		} else {
 			f.settle(i, Overloaded, nil)
-		case f.ack == 0: // being written at this moment
-		case c.unhold(f.ack):
-			if c.forget(f.ack) {
-				f.settle(i, Overloaded, nil)
-			}
-			c.relay() // what was held behind it may not have to wait
-		case c.forget(f.ack):
-			f.settle(i, Timeout, nil)
 		}
+	}
+	for _, l := range lates {
+		f.giveUpConn(l.index, l.conn)
+	}
+	for _, p := range parts {
+		p.giveUp()
+	}
+}
+
+// giveUpConn is giveUp for a connection to which the push may have been written.
+func (f *flight) giveUpConn(i int, c *Conn) {
+	switch {
+	case f.ack == 0: // being written at this moment
+	case c.unhold(f.ack):
+		if c.forget(f.ack) {
+			f.settle(i, Overloaded, nil)
+		}
+		c.relay() // what was held behind it may not have to wait
+	case c.forget(f.ack):
+		f.settle(i, Timeout, nil)
 	}
 }
 
@@ -1626,21 +1838,34 @@ func (f *flight) land() {
 func (f *flight) receipt() Receipt {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := Receipt{Offline: f.offline, Deliveries: slices.Clone(f.deliveries)}
+	r := Receipt{Offline: slices.Clone(f.offline), Deliveries: slices.Clone(f.deliveries)}
 	r.count()
 	return r
 }
 
-// Online tells whether a user has a connection, in whichever namespace. It
-// answers from memory.
+// Online tells whether a user has a connection, on whichever node and in
+// whichever namespace. It answers from memory.
 func (e *Engine) Online(userID string) bool {
+	return e.here(userID) || e.cluster != nil && e.cluster.online(userID)
+}
+
+// here tells whether a user has a connection on this node.
+func (e *Engine) here(userID string) bool {
 	return e.places.size(placeKey{kindUser, userID}) > 0 || e.places.size(placeKey{kindElsewhere, userID}) > 0
 }
 
-// Users yields every user that has a connection, each once, in no order. What
-// comes and goes meanwhile may be missed or yielded.
+// Users yields every user that has a connection, on whichever node, each once,
+// in no order, from memory. What comes and goes meanwhile may be missed or
+// yielded, and who moves between nodes yielded twice.
 func (e *Engine) Users() iter.Seq[string] {
 	return func(yield func(string) bool) {
+		if e.cluster != nil {
+			for user := range e.cluster.users() {
+				if !e.here(user) && !yield(user) {
+					return
+				}
+			}
+		}
 		for user := range e.places.all(kindUser) {
 			if !yield(user) {
 				return
@@ -1654,8 +1879,9 @@ func (e *Engine) Users() iter.Seq[string] {
 	}
 }
 
-// Rooms yields every room with the number of connections in it, in no order;
-// those of other namespaces than "/" Devices tells of.
+// Rooms yields every room of this node with the number of connections in it, in
+// no order; those of other nodes, and of other namespaces than "/", Devices
+// tells of.
 // What changes meanwhile may be missed or yielded.
 func (e *Engine) Rooms() iter.Seq2[string, int] { return e.places.all(kindRoom) }
 
@@ -1670,11 +1896,18 @@ func (e *Engine) Devices(ctx context.Context, a Audience) ([]Device, error) {
 	if err != nil {
 		return nil, err
 	}
+	var q *question
+	if e.cluster != nil {
+		if q, err = e.cluster.ask(nodemsg.Devices, &a, ""); err != nil {
+			return nil, err
+		}
+	}
 	devices := make([]Device, 0, len(conns))
 	for _, c := range conns {
 		devices = append(devices, c.device())
 	}
-	return devices, ctx.Err()
+	_, others, errs := q.wait(ctx)
+	return append(devices, others...), cmp.Or(ctx.Err(), errors.Join(errs...))
 }
 
 // Nodes tells the nodes of the cluster as this one knows them, itself among
@@ -1812,6 +2045,9 @@ func (e *Engine) finish(ctx context.Context) error {
 			t.cut(ReasonShutdown)
 		}
 	}
+	if e.cluster != nil {
+		e.cluster.cut()
+	}
 	e.ending.Do(func() {
 		close(e.cutting)
 		go func() {
@@ -1930,7 +2166,7 @@ type Stats struct {
 	Closed      map[Reason]uint64 `json:"closed"`      // connections, by why
 	Pushes      uint64            `json:"pushes"`      // calls that were let through
 	TooLarge    uint64            `json:"too_large"`   // calls over Limits.MaxPush
-	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status
+	Deliveries  map[string]uint64 `json:"deliveries"`  // pushes to devices, by status: where the push was called, and of rooms and all without an ack where the device is
 	Limited     map[string]uint64 `json:"limited"`     // what a limit held back or ended, by which: message_rate and inbox (reading paused), fanout (a push waited), push_rate, acks_waiting, rooms, queue, stuck (WriteTimeout or TotalQueueBytes), message_timeout, max_message, pings, replies; of mpush: window (what it held was too much), binds (reading paused; also CONNECTs of Socket.IO), accept (a listener waited), login_timeout, handshakes (not answered), proxied; of Socket.IO: connect_timeout, namespaces (more than 8), connects (more than 100 refused)
 	StrayAcks   uint64            `json:"stray_acks"`  // answers to nothing that waits: late, second, made up
 	Received    uint64            `json:"received"`    // messages given to handlers
@@ -1941,6 +2177,8 @@ type Stats struct {
 	Detached    uint64            `json:"detached"`    // mpush devices that a newer login replaced; their sockets stay
 	Panics      uint64            `json:"panics"`      // of hooks
 	SlowHooks   uint64            `json:"slow_hooks"`  // over a second
+
+	Cluster *ClusterStats `json:"cluster,omitempty"` // nil: this node is the only one
 }
 
 // refusedWhy is a counter of Stats.Refused.
@@ -2034,6 +2272,9 @@ func (e *Engine) Stats() Stats {
 		Limited: make(map[string]uint64), Refused: make(map[string]uint64), Closed: make(map[Reason]uint64), Deliveries: make(map[string]uint64),
 	}
 	s.Conns, s.Users, s.Rooms, s.Memberships = e.places.totals()
+	if e.cluster != nil {
+		s.Cluster = e.cluster.stats()
+	}
 	for i, name := range refusalNames {
 		s.Refused[name] = c.refusals[i].Load()
 	}

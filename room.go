@@ -5,7 +5,6 @@ import (
 	"hash/maphash"
 	"iter"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -85,11 +84,12 @@ const (
 )
 
 // places is the table of who is where. Lock order: Conn.mu, then one stripe,
-// then presence.mu.
+// then presence.mu, or what the cluster writes its own history under.
 type places struct {
 	seed     maphash.Seed
 	shards   int
 	presence *presence // nil: nobody wants to know
+	cluster  *cluster  // nil: this node is the only one
 	stripes  [stripeCount]stripe
 }
 
@@ -147,8 +147,8 @@ type member struct {
 	index int32   // guarded by the stripe: where it stands in its list
 }
 
-func newPlaces(shards int, p *presence) *places {
-	return &places{seed: maphash.MakeSeed(), shards: shards, presence: p}
+func newPlaces(shards int, p *presence, c *cluster) *places {
+	return &places{seed: maphash.MakeSeed(), shards: shards, presence: p, cluster: c}
 }
 
 // stripe is where a place is. Both of a user are in the same one.
@@ -167,13 +167,16 @@ func (p *places) change(s *stripe, key placeKey, there bool) {
 		n = -1
 	}
 	s.counts[key.kind] += n
+	if p.cluster != nil {
+		p.cluster.holds(key, there)
+	}
 	twin, isUser := key.twin()
 	if !isUser || s.places.m[twin] != nil {
 		return
 	}
 	s.users += n
 	if p.presence != nil {
-		p.presence.change(key.name, there)
+		p.presence.change(key.name, p.presence.e.node())
 	}
 }
 
@@ -702,36 +705,38 @@ type presence struct {
 	e *Engine
 
 	mu    sync.Mutex
-	state map[string]bool // guarded by mu: the users that were told to be online
-	todo  map[string]bool // guarded by mu: states that differ from what was told
-	order []string        // guarded by mu: of todo's users; one whose change cancelled out is passed over
-	alive bool            // guarded by mu: run's goroutine is there
+	state map[string]bool    // guarded by mu: the users that were online when that was last looked at
+	todo  map[string]sighted // guarded by mu: users that have to be looked at
+	order []string           // guarded by mu: todo's users
+	alive bool               // guarded by mu: run's goroutine is there
+}
+
+// sighted is where a user came or went.
+type sighted struct {
+	node  string
+	quiet bool // it was so before this node was there to tell
 }
 
 func newPresence(e *Engine) *presence {
-	return &presence{e: e, state: make(map[string]bool), todo: make(map[string]bool)}
+	return &presence{e: e, state: make(map[string]bool), todo: make(map[string]sighted)}
 }
 
-// change notes that a user came or went. The user's stripe is locked, so
-// changes of one user come in their order.
-func (p *presence) change(user string, online bool) {
+// change notes that a user came to a node or left it. It may be called with
+// the user's stripe locked.
+func (p *presence) change(user, node string) { p.note(user, sighted{node: node}) }
+
+// know notes that a user was on another node before this one was there.
+func (p *presence) know(user string) { p.note(user, sighted{quiet: true}) }
+
+func (p *presence) note(user string, s sighted) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state[user] == online {
-		delete(p.todo, user)
+	if _, waiting := p.todo[user]; !waiting {
+		p.order = append(p.order, user)
+	} else if s.quiet {
 		return
 	}
-	p.todo[user] = online
-	p.order = append(p.order, user)
-	if len(p.order) > 2*len(p.todo)+64 { // users that flap while the hook is busy
-		seen := make(map[string]bool, len(p.todo))
-		p.order = slices.DeleteFunc(p.order, func(user string) bool {
-			_, waiting := p.todo[user]
-			again := seen[user]
-			seen[user] = true
-			return again || !waiting
-		})
-	}
+	p.todo[user] = s
 	if !p.alive {
 		p.alive = true
 		p.e.hooks.Add()
@@ -758,19 +763,22 @@ func (p *presence) run() {
 		}
 		user := p.order[0]
 		p.order = p.order[1:]
-		online, ok := p.todo[user]
-		if ok {
-			delete(p.todo, user)
-			if online {
-				p.state[user] = true
-			} else {
-				delete(p.state, user)
-			}
+		s := p.todo[user]
+		delete(p.todo, user)
+		p.mu.Unlock()
+		// Whoever comes or goes from here on is noted anew.
+		online := p.e.Online(user)
+		p.mu.Lock()
+		same := p.state[user] == online
+		if online {
+			p.state[user] = true
+		} else {
+			delete(p.state, user)
 		}
 		p.mu.Unlock()
-		if ok {
+		if !same && !s.quiet {
 			p.e.hook("OnPresence", 0, func() {
-				p.e.cfg.OnPresence(Presence{User: user, Online: online, Node: p.e.node()})
+				p.e.cfg.OnPresence(Presence{User: user, Online: online, Node: s.node})
 			})
 		}
 	}

@@ -49,6 +49,16 @@ type clusterNode struct {
 // its seed is node 1. More is in mod.
 func startNode(t *testing.T, nw *memnet.Network, name string, at int, mod func(*push.Config)) *clusterNode {
 	t.Helper()
+	n, cfg := newNode(t, nw, name, at, mod)
+	var err error
+	if n.Engine, err = push.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// newNode is startNode without the start.
+func newNode(t *testing.T, nw *memnet.Network, name string, at int, mod func(*push.Config)) (*clusterNode, push.Config) {
 	n := &clusterNode{t: t, name: name, host: nw.Host(clusterIP(at)), log: &logBook{}}
 	cfg := push.Config{
 		Logger: slog.New(n.log),
@@ -62,11 +72,7 @@ func startNode(t *testing.T, nw *memnet.Network, name string, at int, mod func(*
 	if mod != nil {
 		mod(&cfg)
 	}
-	var err error
-	if n.Engine, err = push.New(cfg); err != nil {
-		t.Fatal(err)
-	}
-	return n
+	return n, cfg
 }
 
 func clusterIP(at int) string { return fmt.Sprintf("10.0.0.%d", at) }
@@ -171,6 +177,7 @@ func TestNodesFindEachOtherAndAreQuietWhenHealthy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes := startCluster(t, memnet.New(1), 3)
 		defer stopCluster(nodes...)
+		time.Sleep(time.Second) // for the links
 		for i, n := range nodes {
 			if err := n.Ready(); err != nil {
 				t.Errorf("%s is not ready: %v", n.name, err)

@@ -320,14 +320,13 @@ func TestTakenDevicePortIsReplacedUnlessGiven(t *testing.T) {
 	if err == nil { // or another program has it, which is as good
 		defer taken.Close()
 	}
-	out := newConsole()
-	s, err := newServer([]string{"-http", "127.0.0.1:0"}, out)
+	s, err := newServer([]string{"-http", "127.0.0.1:0"}, newConsole())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.close()
-	if got := out.String(); got != defaultDevices+" is taken; mpush devices get a free port instead.\n" {
-		t.Errorf("it said %q", got)
+	if len(s.notes) != 1 || s.notes[0] != defaultDevices+" is taken; mpush devices get a free port instead." {
+		t.Errorf("it says %q", s.notes)
 	}
 	if at := s.devices.Addr().(*net.TCPAddr); !at.IP.IsLoopback() || at.String() == defaultDevices || s.mpush.Advertise != at.String() {
 		t.Errorf("it listens on %s and tells devices %q", at, s.mpush.Advertise)

@@ -5,6 +5,11 @@
 //
 //	go run ./examples/hello
 //
+// With -cluster it is a node of a cluster, and the first line it prints is the
+// command that starts the next one.
+//
+//	go run ./examples/hello -cluster
+//
 // This file is the program; server.go has what every server needs around it,
 // devices.go what mpush devices need.
 // It believes whoever says to be alice, so it serves this machine only, unless

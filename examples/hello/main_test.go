@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -656,14 +658,13 @@ func TestTakenPortIsReplacedUnlessGiven(t *testing.T) {
 		t.Errorf("-http with a taken port ended with %v", err)
 	}
 
-	out := newConsole()
-	s := &server{out: out}
+	s := new(server)
 	if err := s.listen(addr, false); err != nil {
 		t.Fatal(err)
 	}
 	defer s.ln.Close()
-	if got := out.String(); got != addr+" is taken; this is a free port instead.\n" {
-		t.Errorf("it said %q", got)
+	if len(s.notes) != 1 || s.notes[0] != addr+" is taken; this is a free port instead." {
+		t.Errorf("it says %q", s.notes)
 	}
 	if at := s.ln.Addr().(*net.TCPAddr); !at.IP.IsLoopback() || at.String() == addr {
 		t.Errorf("it listens on %s", at)
@@ -673,8 +674,15 @@ func TestTakenPortIsReplacedUnlessGiven(t *testing.T) {
 func TestFlagsThatCannotBeAreRefused(t *testing.T) {
 	t.Setenv("PUSH_SECRET", "")
 	empty := filepath.Join(t.TempDir(), "empty")
-	if err := os.WriteFile(empty, []byte(" \n"), 0o600); err != nil {
-		t.Fatal(err)
+	short, words := empty+"-short", empty+"-words"
+	for file, text := range map[string]string{
+		empty: " \n",
+		short: base64.StdEncoding.EncodeToString(make([]byte, 31)),
+		words: "correct horse battery staple, which is a good deal longer than that",
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, c := range []struct{ args, want string }{
 		{"-http 127.0.0.1", "port"},
@@ -688,6 +696,9 @@ func TestFlagsThatCannotBeAreRefused(t *testing.T) {
 		{"-cluster 127.0.0.1:0 -secret " + empty + "er", "-secret"},
 		{"-cluster 127.0.0.1:0 -join 127.0.0.1:7946", "PUSH_SECRET"},
 		{"-cluster nowhere", "Bind"},
+		{"-cluster -http 127.0.0.1", "-http: "},
+		{"-cluster -secret " + short, "32"},
+		{"-cluster -secret " + words, "base64"},
 	} {
 		args := append([]string{"-http", "127.0.0.1:0", "-mpush", "127.0.0.1:0"}, strings.Fields(c.args)...)
 		if err := run(t.Context(), args, newConsole()); err == nil || !strings.Contains(err.Error(), c.want) {
@@ -696,13 +707,91 @@ func TestFlagsThatCannotBeAreRefused(t *testing.T) {
 	}
 }
 
-func TestNodesMeetByThePrintedLine(t *testing.T) {
+func TestClusterTakesItsAddressOrNone(t *testing.T) {
 	t.Setenv("PUSH_SECRET", "")
-	one := start(t, "-cluster", "127.0.0.1:0")
-	line := one.console.want(t, `^PUSH_SECRET=(\S+) go run ./examples/hello -cluster 127\.0\.0\.1:0 -join (\S+)$`)
+	for _, c := range []struct{ args, bind string }{
+		{"", ""},
+		{"-cluster", defaultCluster},
+		{"--cluster", defaultCluster},
+		{"-cluster -trust", defaultCluster},
+		{"-cluster 127.0.0.2:7946", "127.0.0.2:7946"},
+		{"-cluster=127.0.0.2:7946", "127.0.0.2:7946"},
+		{"-cluster 127.0.0.2:7946 -trust", "127.0.0.2:7946"},
+	} {
+		s, err := newServer(append([]string{"-http", "127.0.0.1:0", "-mpush", "off"}, strings.Fields(c.args)...), newConsole())
+		if err != nil {
+			t.Errorf("%q: %v", c.args, err)
+			continue
+		}
+		s.close()
+		bind := ""
+		if s.cluster != nil {
+			bind = s.cluster.Bind
+		}
+		if bind != c.bind {
+			t.Errorf("with %q nodes talk to it on %q, want %q", c.args, bind, c.bind)
+		}
+	}
+}
+
+// TestSecretIsTheSameInBase64AndHex, from the environment and from a file.
+func TestSecretIsTheSameInBase64AndHex(t *testing.T) {
+	want := []byte("\xff\xfe0123456789 abcdefghijklmnopqr\xfb")
+	for _, text := range []string{
+		base64.StdEncoding.EncodeToString(want), base64.RawStdEncoding.EncodeToString(want),
+		base64.URLEncoding.EncodeToString(want), base64.RawURLEncoding.EncodeToString(want),
+		hex.EncodeToString(want), strings.ToUpper(hex.EncodeToString(want)),
+	} {
+		file := filepath.Join(t.TempDir(), "the secret")
+		if err := os.WriteFile(file, []byte("\n"+text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, given := range []struct{ env, file, pass string }{
+			{text, "", "PUSH_SECRET=$PUSH_SECRET go run ./examples/hello -cluster -http 127.0.0.1:0 -join 127.0.0.1:4711"},
+			{"", file, "go run ./examples/hello -cluster -http 127.0.0.1:0 -join 127.0.0.1:4711 -secret '" + file + "'"},
+			{"another", file, "go run ./examples/hello -cluster -http 127.0.0.1:0 -join 127.0.0.1:4711 -secret '" + file + "'"},
+		} {
+			t.Setenv("PUSH_SECRET", given.env)
+			s := new(server)
+			if err := s.setCluster(defaultCluster, nil, given.file); err != nil {
+				t.Errorf("%s: %v", text, err)
+			} else if !bytes.Equal(s.cluster.Secrets[0], want) {
+				t.Errorf("%s is read as %q", text, s.cluster.Secrets[0])
+			}
+			if got := s.nextNode([]push.Node{{Addr: "127.0.0.1:1"}, {Addr: "127.0.0.1:4711", Self: true}}); got != given.pass {
+				t.Errorf("the next node is started by %s, want %s", got, given.pass)
+			}
+		}
+	}
+}
+
+func TestNextNodeIsOnTheSameAddress(t *testing.T) {
+	for addr, want := range map[string]string{
+		"127.0.0.1:4711": " -cluster -http",
+		"127.0.0.2:4711": " -cluster -http",
+		"10.0.0.5:4711":  " -cluster 10.0.0.5:0 -http",
+		"[::1]:4711":     " -cluster [::1]:0 -http",
+	} {
+		if got := new(server).nextNode([]push.Node{{Addr: addr, Self: true}}); !strings.Contains(got, want) || !strings.Contains(got, "-join "+addr) {
+			t.Errorf("next to %s it is started by %s", addr, got)
+		}
+	}
+	if got := new(server).nextNode(nil); got != "" {
+		t.Errorf("without a cluster the next node is started by %s", got)
+	}
+}
+
+// cluster starts three nodes, by what the first one prints, and returns when
+// each knows all.
+func cluster(t *testing.T) []*hello {
+	t.Helper()
+	t.Setenv("PUSH_SECRET", "")
+	one := start(t, "-cluster")
+	line := one.console.want(t, `\APUSH_SECRET=(\S+) go run ./examples/hello -cluster -http 127\.0\.0\.1:0 -join (127\.0\.0\.1:\d+)$`)
 
 	t.Setenv("PUSH_SECRET", line[1])
-	two := start(t, "-cluster", "127.0.0.1:0", "-join", line[2])
+	two := start(t, "-cluster", "-join", line[2])
+	two.console.want(t, `\APUSH_SECRET=\$PUSH_SECRET go run ./examples/hello -cluster -http 127\.0\.0\.1:0 -join 127\.0\.0\.1:\d+$`)
 
 	file := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(file, []byte(line[1]+"\n"), 0o600); err != nil {
@@ -710,26 +799,88 @@ func TestNodesMeetByThePrintedLine(t *testing.T) {
 	}
 	t.Setenv("PUSH_SECRET", "")
 	three := start(t, "-cluster", "127.0.0.1:0", "-join", line[2], "-secret", file)
+	three.console.want(t, `\Ago run ./examples/hello -cluster -http 127\.0\.0\.1:0 -join \S+ -secret \S+$`)
 
 	for _, h := range []*hello{two, three} {
 		if strings.Contains(h.console.String(), line[1]) {
 			t.Error("a secret that was given is printed")
 		}
 	}
-	for _, h := range []*hello{one, two, three} {
-		tick := time.NewTicker(50 * time.Millisecond)
-		defer tick.Stop()
-		var nodes []push.Node
-		for patience := time.After(15 * time.Second); len(nodes) != 3; {
-			select {
-			case <-tick.C:
-			case <-patience:
-				t.Fatalf("a node knows %v, want three", nodes)
-			}
+	nodes := []*hello{one, two, three}
+	for _, h := range nodes {
+		eventually(t, func() string {
+			var known []push.Node
 			_, _, body := h.ask("GET", "/nodes", "")
-			if err := json.Unmarshal([]byte(body), &nodes); err != nil {
-				t.Fatalf("GET /nodes answered %s", body)
+			if err := json.Unmarshal([]byte(body), &known); err != nil || len(known) != 3 {
+				return fmt.Sprintf("a node knows %s, want three", body)
 			}
+			return ""
+		})
+	}
+	return nodes
+}
+
+// eventually waits until there is nothing to complain of.
+func eventually(t *testing.T, complaint func() string) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	patience := time.After(15 * time.Second)
+	for {
+		text := complaint()
+		if text == "" {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-patience:
+			t.Fatal(text)
+		}
+	}
+}
+
+func TestNodesMeetByThePrintedLine(t *testing.T) {
+	cluster(t)
+}
+
+// TestPushOnAnyNodeReachesEveryNode, and the receipt says which device is on
+// which.
+func TestPushOnAnyNodeReachesEveryNode(t *testing.T) {
+	nodes := cluster(t)
+	for i, h := range nodes {
+		h.open(fmt.Sprint("?user=alice&device=", i))
+	}
+	for _, h := range nodes {
+		eventually(t, func() string {
+			code, r := h.push("/push?user=alice&event=note", `"here"`)
+			on := make(map[string]string) // device by node
+			for _, d := range r.Deliveries {
+				on[d.Node] = d.DeviceID
+			}
+			if code != 200 || r.Sent != 3 || len(on) != 3 || on[""] != "" {
+				return fmt.Sprintf("a push to three devices on three nodes answered %d %+v", code, r)
+			}
+			return ""
+		})
+	}
+}
+
+// TestOneNodeTellsTheNumbers: those of each second are the same on every node.
+func TestOneNodeTellsTheNumbers(t *testing.T) {
+	nodes := cluster(t)
+	var tabs []tab
+	for _, h := range nodes {
+		tabs = append(tabs, h.open(""))
+	}
+	tabs[0].wantEvent("hello") // which a tab that came later may have missed
+	var points []string
+	for range 2 {
+		points = append(points, string(tabs[0].wantEvent("hello").Data))
+	}
+	for _, tb := range tabs[1:] {
+		tb.want(points[0], func(f frame) bool { return f.Event == "hello" && string(f.Data) == points[0] })
+		if f := tb.wantEvent("hello"); string(f.Data) != points[1] {
+			t.Errorf("behind %s came %s on one node and %s on another", points[0], points[1], f.Data)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	_ "embed"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -20,6 +21,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"text/template"
@@ -28,7 +30,10 @@ import (
 	"github.com/embedpush/push"
 )
 
-const defaultAddr = "127.0.0.1:9092"
+const (
+	defaultAddr    = "127.0.0.1:9092"
+	defaultCluster = "127.0.0.1:0" // what -cluster alone means
+)
 
 // server is the flags and what they led to.
 type server struct {
@@ -40,10 +45,11 @@ type server struct {
 	trust   bool
 	origins []string
 	cluster *push.Cluster
-	fresh   string // the secret made because there was none
+	pass    [2]string // how the next node is given the secret: before its command, and behind it
 	out     io.Writer
+	notes   []string    // for announce
 	log     *log.Logger // to out; one line an event
-	tasks   []func(context.Context)
+	tasks   []func(context.Context, *push.Engine)
 }
 
 // newServer reads the flags and listens.
@@ -55,10 +61,10 @@ func newServer(args []string, stdout io.Writer) (*server, error) {
 	devices := flags.String("mpush", defaultDevices, "address for mpush devices; port 0 is any free one, off (or nothing) is no devices")
 	key := flags.String("mpush-key", "stock", "file with the private RSA key that mpush devices have the public half of, in PEM or base64; stock: the published one of mpush; none: no encryption")
 	trust := flags.Bool("trust", false, "serve other machines too, although everybody is believed to be who they say they are")
-	bind := flags.String("cluster", "", "address on which this node talks to other nodes, such as 127.0.0.1:7946; port 0 is any free one")
+	bind := flags.String("cluster", "", "be a node of a cluster; the `address` on which it talks to the others may follow (default "+defaultCluster+", any free port)")
 	join := flags.String("join", "", "other nodes' -cluster addresses, comma-separated")
-	secret := flags.String("secret", "", "file with the secret of the cluster (default: PUSH_SECRET of the environment, or a fresh one)")
-	if err := flags.Parse(args); err != nil {
+	secret := flags.String("secret", "", "file with the secret of the cluster, at least 32 random bytes in base64 or hex (default: PUSH_SECRET of the environment, or a fresh one, which is printed)")
+	if err := flags.Parse(clusterAlone(args)); err != nil {
 		return nil, err
 	}
 	if flags.NArg() > 0 {
@@ -98,35 +104,92 @@ func split(list string) (items []string) {
 	return items
 }
 
+// clusterAlone gives -cluster its default where no address follows it.
+func clusterAlone(args []string) []string {
+	args = slices.Clone(args)
+	for i, arg := range args {
+		if (arg == "-cluster" || arg == "--cluster") && (i+1 == len(args) || strings.HasPrefix(args[i+1], "-")) {
+			args[i] = "-cluster=" + defaultCluster
+		}
+	}
+	return args
+}
+
 func (s *server) setCluster(bind string, join []string, file string) error {
 	if bind == "" {
 		if len(join) > 0 || file != "" {
-			return errors.New("-join and -secret are about a cluster: they need -cluster, this node's own address in it")
+			return errors.New("-join and -secret are about a cluster: they need -cluster")
 		}
 		return nil
 	}
-	secret := os.Getenv("PUSH_SECRET")
+	text, from := os.Getenv("PUSH_SECRET"), "PUSH_SECRET"
+	s.pass[0] = "PUSH_SECRET=$PUSH_SECRET "
 	if file != "" {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			return fmt.Errorf("-secret: %w", err)
 		}
-		secret = string(b)
-	}
-	if secret = strings.TrimSpace(secret); secret == "" {
-		if file != "" {
+		if text, from = string(b), "-secret"; strings.TrimSpace(text) == "" {
 			return fmt.Errorf("-secret: %s is empty", file)
 		}
+		s.pass = [2]string{"", " -secret " + quoted(file)}
+	}
+	if text = strings.TrimSpace(text); text == "" {
 		if len(join) > 0 {
 			return errors.New("-join needs the secret of the nodes to join: name a file with -secret, or set PUSH_SECRET")
 		}
-		b := make([]byte, 32)
-		rand.Read(b)
-		secret = base64.StdEncoding.EncodeToString(b)
-		s.fresh = secret
+		fresh := make([]byte, 32)
+		rand.Read(fresh)
+		text = base64.StdEncoding.EncodeToString(fresh)
+		s.pass[0] = "PUSH_SECRET=" + text + " "
 	}
-	s.cluster = &push.Cluster{Bind: bind, Seeds: join, Secrets: [][]byte{[]byte(secret)}}
+	secret, err := unhide(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", from, err)
+	}
+	s.cluster = &push.Cluster{Bind: bind, Seeds: join, Secrets: [][]byte{secret}}
 	return nil
+}
+
+// unhide reads a secret's text, hex or base64. The error shows none of it.
+func unhide(text string) ([]byte, error) {
+	for _, decode := range []func(string) ([]byte, error){
+		hex.DecodeString, // first: 64 digits of hex are base64, too
+		base64.StdEncoding.DecodeString, base64.RawStdEncoding.DecodeString,
+		base64.URLEncoding.DecodeString, base64.RawURLEncoding.DecodeString,
+	} {
+		if secret, err := decode(text); err == nil {
+			if len(secret) < 32 {
+				return nil, fmt.Errorf("it is %d bytes in base64 or hex, want at least 32; one comes from: openssl rand -base64 32", len(secret))
+			}
+			return secret, nil
+		}
+	}
+	return nil, errors.New("it is neither base64 nor hex; one that is comes from: openssl rand -base64 32")
+}
+
+// quoted is a word of a shell's command line.
+func quoted(word string) string {
+	if strings.Trim(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:@%+=,") == "" {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
+
+// nextNode is the command that starts one more node, for the next terminal on
+// this machine. "": there is no cluster.
+func (s *server) nextNode(nodes []push.Node) string {
+	for _, node := range nodes {
+		if !node.Self {
+			continue
+		}
+		cluster := "-cluster"
+		if at, err := netip.ParseAddrPort(node.Addr); err == nil && !(at.Addr().Is4() && at.Addr().IsLoopback()) {
+			cluster += " " + netip.AddrPortFrom(at.Addr(), 0).String()
+		}
+		return s.pass[0] + "go run ./examples/hello " + cluster + " -http 127.0.0.1:0 -join " + node.Addr + s.pass[1]
+	}
+	return ""
 }
 
 // believed is why only this machine is served.
@@ -140,7 +203,7 @@ func (s *server) listen(addr string, binding bool) (err error) {
 }
 
 // take listens on addr, which the flag name says. If that is nobody's wish
-// (not binding) and taken, it takes a free port and tells who gets it. Without
+// (not binding) and taken, it takes a free port and notes who gets it. Without
 // -trust it takes no address that other machines reach, because of the risk.
 func (s *server) take(name, addr string, binding bool, who, risk string) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(addr)
@@ -149,7 +212,7 @@ func (s *server) take(name, addr string, binding bool, who, risk string) (net.Li
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil && !binding {
-		fmt.Fprintf(s.out, "%s is taken; %s a free port instead.\n", addr, who)
+		s.notes = append(s.notes, fmt.Sprintf("%s is taken; %s a free port instead.", addr, who))
 		ln, err = net.Listen("tcp", net.JoinHostPort(host, "0"))
 	}
 	if err != nil {
@@ -341,9 +404,9 @@ func (s *server) guard(next http.Handler) http.Handler {
 	})
 }
 
-// every has f called at an interval while serve runs.
+// every has f called at an interval while serve runs, of a cluster by one node.
 func (s *server) every(interval time.Duration, f func()) {
-	s.tasks = append(s.tasks, func(ctx context.Context) {
+	s.tasks = append(s.tasks, func(ctx context.Context, engine *push.Engine) {
 		ticker := time.NewTicker(interval)
 		defer ticker.Stop()
 		for {
@@ -351,7 +414,10 @@ func (s *server) every(interval time.Duration, f func()) {
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				f()
+				// Nodes is sorted by id, the same everywhere.
+				if nodes := engine.Nodes(); len(nodes) == 0 || nodes[0].Self {
+					f()
+				}
 			}
 		}
 	})
@@ -364,7 +430,7 @@ func (s *server) serve(ctx context.Context, engine *push.Engine, mux http.Handle
 	defer cancel()
 	var tasks sync.WaitGroup
 	for _, task := range s.tasks {
-		tasks.Go(func() { task(ctx) })
+		tasks.Go(func() { task(ctx, engine) })
 	}
 	own := http.NewCrossOriginProtection()
 	own.AddInsecureBypassPattern("/socket.io/") // polling posts there; whose pages may, the engine decides
@@ -399,19 +465,20 @@ func (s *server) serve(ctx context.Context, engine *push.Engine, mux http.Handle
 	return cmp.Or(failed, err)
 }
 
-// announce says where everything is.
+// announce says where everything is, and first how another node joins.
 func (s *server) announce(engine *push.Engine) {
+	if next := s.nextNode(engine.Nodes()); next != "" {
+		fmt.Fprintln(s.out, next)
+	}
+	for _, note := range s.notes {
+		fmt.Fprintln(s.out, note)
+	}
 	urls := s.urls()
 	for _, url := range urls {
 		fmt.Fprintf(s.out, "%s\n", url)
 	}
 	fmt.Fprintf(s.out, "curl -d 42 \"%s/push?user=alice&event=answer&ack=auto\"\n", urls[0])
 	s.announceDevices(urls[0])
-	if s.fresh != "" {
-		for _, node := range engine.Nodes() {
-			fmt.Fprintf(s.out, "PUSH_SECRET=%s go run ./examples/hello -cluster 127.0.0.1:0 -join %s\n", s.fresh, node.Addr)
-		}
-	}
 }
 
 // urls are the addresses to click on, this machine's own first.

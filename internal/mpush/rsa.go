@@ -167,6 +167,16 @@ func (k *PrivateKey) try() error {
 func (k *PrivateKey) Bits() int          { return k.key.N.BitLen() }
 func (k *PrivateKey) Public() *PublicKey { return &PublicKey{&k.key.PublicKey} }
 
+// Fingerprint tells keys apart: the beginning of the SHA-256 over the public
+// half. nil of no key.
+func (k *PrivateKey) Fingerprint() []byte {
+	if k == nil {
+		return nil
+	}
+	sum := sha256.Sum256(x509.MarshalPKCS1PublicKey(&k.key.PublicKey))
+	return sum[:8]
+}
+
 // Stock reports whether this is the published key that everybody has.
 func (k *PrivateKey) Stock() bool { return k.key.N.Cmp(stockModulus()) == 0 }
 
