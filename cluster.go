@@ -672,9 +672,13 @@ func (c *cluster) ready() error {
 	if err := c.list.Ready(); err != nil || time.Since(c.started) >= joinTime {
 		return err
 	}
+	current := make(map[directory.Origin]bool)
 	for _, s := range c.directory.Origins(nil) {
-		if s.Up && !s.Current {
-			return fmt.Errorf("push: joining the cluster, who is on node %s is not known yet", s.Origin.ID)
+		current[s.Origin] = s.Current
+	}
+	for _, m := range c.list.Members() {
+		if m.ID != c.self.ID && !current[m.Origin] {
+			return fmt.Errorf("push: joining the cluster, who is on node %s is not known yet", m.ID)
 		}
 	}
 	return nil

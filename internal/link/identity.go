@@ -122,8 +122,13 @@ func hint(err error) string {
 		return "the other node has a secret, this one none: see Cluster.Secrets"
 	case errors.As(err, &record):
 		return "the other node seems to have no secret: see Cluster.Secrets"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case hungUp(err):
 		return "the other node hung up: see whether Cluster.Name and Cluster.Secrets are the same"
 	}
 	return ""
+}
+
+// hungUp tells whether the other end closed or reset the connection.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

@@ -446,6 +446,13 @@ func (m *Mesh) log(level slog.Level, same, msg string, args ...any) {
 	}
 }
 
+// leaves tells whether Close has begun.
+func (m *Mesh) leaves() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ending
+}
+
 // handshakeFailed counts and tells of a stream that proved nothing.
 func (m *Mesh) handshakeFailed(conn net.Conn, what string, err error) {
 	m.n.HandshakesFailed.Add(1)
@@ -453,5 +460,9 @@ func (m *Mesh) handshakeFailed(conn net.Conn, what string, err error) {
 	if why := hint(err); why != "" {
 		args = append(args, "hint", why)
 	}
-	m.log(slog.LevelWarn, remoteIP(conn).String(), what+" refused", args...)
+	level := slog.LevelWarn
+	if what == "relay" && hungUp(err) { // the client that it was for has gone
+		level = slog.LevelDebug
+	}
+	m.log(level, remoteIP(conn).String(), what+" refused", args...)
 }

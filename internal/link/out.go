@@ -54,6 +54,8 @@ func (m *Mesh) told(err error, o directory.Origin, addr any) {
 		m.n.LinksStuck.Add(1)
 	case errors.Is(err, errBye), errors.Is(err, errEnded), errors.Is(err, errMoved), errors.Is(err, errReplaced), errors.Is(err, directory.ErrUnknown):
 		level = slog.LevelDebug
+	case m.leaves(): // peers hang up when they have heard its goodbye
+		level = slog.LevelDebug
 	}
 	m.log(level, o.ID, "link lost", "node", o.ID, "addr", addr, "err", err)
 }
