@@ -131,10 +131,13 @@ type cluster struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
+	joining sync.Mutex // held while a run is let in or taken out; above mu
+
 	mu     sync.RWMutex
 	others map[directory.Origin]*node // guarded by mu: the runs that are there, but for this one
 	bases  map[uint32]*node           // guarded by mu: by node.base
 	tags   map[[8]byte]*node          // guarded by mu: by node.tag, of several runs the newest
+	proved map[string]uint64          // guarded by mu: of each node the greatest epoch that a link has proved; older runs are over
 
 	linksMu sync.Mutex
 	links   map[*link.In]*answers // guarded by linksMu: links that peers dialled
@@ -149,7 +152,7 @@ func newCluster(e *Engine, cfg Cluster) (c *cluster, err error) {
 	now := time.Now()
 	c = &cluster{
 		e: e, started: now, log: quietlog.New(e.cfg.Logger, "cluster"), transport: cfg.Transport, abandon: func() {},
-		others: make(map[directory.Origin]*node), bases: make(map[uint32]*node), tags: make(map[[8]byte]*node),
+		others: make(map[directory.Origin]*node), bases: make(map[uint32]*node), tags: make(map[[8]byte]*node), proved: make(map[string]uint64),
 		links: make(map[*link.In]*answers),
 	}
 	if c.set, err = cfg.check(); err != nil {
@@ -215,6 +218,9 @@ func (c *cluster) run() {
 			return
 		case now := <-tick.C:
 			c.directory.Sweep(now)
+			for _, m := range c.list.Members() {
+				c.readmit(m)
+			}
 			for _, n := range c.all() {
 				c.watch(n, now)
 			}
@@ -257,14 +263,33 @@ func tagOf(id string) (tag [8]byte) {
 	return tag
 }
 
+// readmit lets in a run that was taken for over when it joined, and is the only
+// one of its node now: a clock went back before it started.
+func (c *cluster) readmit(m members.Member) {
+	c.joining.Lock()
+	defer c.joining.Unlock()
+	if m.ID != c.self.ID && c.node(m.Origin) == nil && !c.over(m.Origin) && c.list.Alive(m.Origin) {
+		c.joinedLocked(m)
+	}
+}
+
 // joined is told that a run is there, or told something new of itself.
 func (c *cluster) joined(m members.Member) {
+	c.joining.Lock()
+	defer c.joining.Unlock()
+	c.joinedLocked(m)
+}
+
+func (c *cluster) joinedLocked(m members.Member) {
 	if m.ID == c.self.ID {
 		return // two nodes of one id, or an older run of this one: members tells of it
 	}
 	n := c.node(m.Origin)
 	fresh := n == nil
 	if fresh {
+		if c.over(m.Origin) {
+			return // memberlist has not noticed yet
+		}
 		c.mesh.Up(m.Origin, m.Addr.String())
 		peer := c.mesh.Peer(m.Origin)
 		if peer == nil {
@@ -286,6 +311,11 @@ func (c *cluster) joined(m members.Member) {
 		return
 	}
 	c.mu.Lock()
+	if m.Epoch < c.proved[m.ID] { // since it was dialled
+		c.mu.Unlock()
+		c.mesh.Down(m.Origin)
+		return
+	}
 	c.others[m.Origin] = n
 	if n.base != 0 {
 		c.bases[n.base] = n
@@ -299,9 +329,38 @@ func (c *cluster) joined(m members.Member) {
 	}
 }
 
+// over tells whether a later run of a node has proved that this one has ended.
+func (c *cluster) over(o directory.Origin) bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return o.Epoch < c.proved[o.ID]
+}
+
+// prove notes that a run has proved by a link that it is there: earlier ones of
+// its node are over, whatever membership says.
+func (c *cluster) prove(o directory.Origin) {
+	var elders []directory.Origin
+	c.mu.Lock()
+	if c.proved[o.ID] < o.Epoch {
+		c.proved[o.ID] = o.Epoch
+	}
+	for other := range c.others {
+		if other.ID == o.ID && other.Epoch < o.Epoch {
+			elders = append(elders, other)
+		}
+	}
+	c.mu.Unlock()
+	for _, elder := range elders {
+		c.remove(elder)
+		c.mesh.Down(elder)
+	}
+}
+
 // left is told that a run died or said goodbye: its users are gone at once, and
 // what it has not answered is lost.
 func (c *cluster) left(m members.Member, goodbye bool) {
+	c.joining.Lock()
+	defer c.joining.Unlock()
 	c.directory.Down(m.Origin, time.Now())
 	c.remove(m.Origin)
 	c.mesh.Down(m.Origin)
@@ -315,6 +374,9 @@ func (c *cluster) remove(o directory.Origin) {
 	c.mu.Lock()
 	n := c.others[o]
 	delete(c.others, o)
+	if c.proved[o.ID] == o.Epoch {
+		delete(c.proved, o.ID) // the next one may have a clock that is behind
+	}
 	if n != nil && c.bases[n.base] == n {
 		delete(c.bases, n.base)
 	}
@@ -483,9 +545,10 @@ func (c *links) Member(o directory.Origin) bool { return (*cluster)(c).node(o) !
 func (c *links) Greeted(o directory.Origin, greeting []byte) { (*cluster)(c).compare(o, greeting) }
 func (c *links) Linked(p *link.Peer, greeting []byte)        { (*cluster)(c).compare(p.Origin(), greeting) }
 
-// compare tells of a node whose mpush key is another one: devices that know one
-// of them cannot use the other node.
+// compare takes what a node says of itself over a link: that it is there, and its
+// mpush key. Devices that know one key cannot use a node with another.
 func (c *cluster) compare(o directory.Origin, theirs []byte) {
+	c.prove(o)
 	if own := c.e.mpush.Key.Fingerprint(); len(own) > 0 && len(theirs) > 0 && !bytes.Equal(own, theirs) {
 		c.log.Post(slog.LevelError, o.ID, "a node has another MPush.PrivateKey: devices that know one of them cannot connect to the other", "node", o.ID)
 	}
@@ -677,7 +740,7 @@ func (c *cluster) ready() error {
 		current[s.Origin] = s.Current
 	}
 	for _, m := range c.list.Members() {
-		if m.ID != c.self.ID && !current[m.Origin] {
+		if m.ID != c.self.ID && !current[m.Origin] && !c.over(m.Origin) {
 			return fmt.Errorf("push: joining the cluster, who is on node %s is not known yet", m.ID)
 		}
 	}
@@ -893,6 +956,13 @@ func (n *node) expect(a asked) (id uint64, ok bool) {
 	n.last++
 	n.asked[n.last] = a
 	return n.last, true
+}
+
+// lost tells whether it is there no more.
+func (n *node) lost() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gone
 }
 
 func (n *node) forget(id uint64) {
@@ -1313,6 +1383,7 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 		f.mu.Unlock()
 		return true, nil
 	}
+	f.heard = time.Now()
 	for err == nil && res.Rows.Next(&row) {
 		if row.New {
 			if p.told || int(row.Index) != len(p.devices) {
@@ -1721,6 +1792,10 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 			s.f.land()
 		}
 		a.mu.Lock()
+		if a.over {
+			a.mu.Unlock()
+			return dst, false
+		}
 		switch {
 		case over:
 			s.over = true
@@ -1974,7 +2049,8 @@ type call struct {
 	id    uint64
 	frame []byte // until it is sent
 
-	over bool // guarded by q.mu
+	over bool   // guarded by q.mu
+	seq  uint64 // guarded by q.mu: how far the node's history was when it was done
 }
 
 // ask asks the nodes that hold an audience to do something to it; nil if there
@@ -2064,10 +2140,36 @@ func (k *call) answer(ret *nodemsg.Return) (over bool) {
 		q.devices = append(q.devices, Device{UserID: d.User, DeviceID: d.Device, Node: id, Protocol: d.Protocol, Namespace: d.Namespace, Conn: ConnID(d.Conn), OS: d.OS, Version: d.Version, Tags: d.Tags})
 	}
 	if ret.Done {
+		k.seq = ret.Seq
 		k.endLocked(nil)
 	}
 	return k.over
 }
+
+// known waits until this node knows what has changed on others by a question:
+// what it pushes next goes there. It is a matter of a flush of their links.
+func (q *question) known(ctx context.Context) {
+	if q == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, fullTime)
+	defer cancel()
+	for _, k := range q.calls {
+		q.mu.Lock()
+		seq := k.seq
+		q.mu.Unlock()
+		for {
+			if have, _ := q.c.directory.Have(k.node.member.Load().Origin); have >= seq || k.node.lost() {
+				break
+			}
+			if sleep(ctx, knownStep, q.c.e.cutting) != nil {
+				return
+			}
+		}
+	}
+}
+
+const knownStep = 2 * time.Millisecond
 
 const maxConnsOfNode = 1 << 31
 
@@ -2130,6 +2232,7 @@ func (c *cluster) serveCall(a *answers, body []byte) error {
 		n, err = c.e.each(a.ctx, audience, kicks(in.Text))
 	}
 	ret.Done, ret.N = true, uint64(n)
+	ret.Seq, _, _ = c.directory.Position()
 	if err != nil {
 		ret.Errors = append(ret.Errors, err.Error())
 	}

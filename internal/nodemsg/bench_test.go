@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/embedpush/push/internal/wire"
 )
@@ -25,7 +24,7 @@ func benchPush() *Push {
 }
 
 func benchRow() *Row {
-	return &Row{New: true, User: "user-000123", Device: "0123456789abcdef", Protocol: "push.json", Conn: 1<<40 + 12345, Settled: true, Status: 2, Latency: 12 * time.Millisecond}
+	return &Row{New: true, User: "user-000123", Device: "0123456789abcdef", Protocol: "push.json", Conn: 1<<40 + 12345, Settled: true, Status: 2}
 }
 
 func BenchmarkAppendPush(b *testing.B) {
@@ -113,7 +112,7 @@ func BenchmarkParseResult(b *testing.B) {
 }
 
 func BenchmarkParseReturn(b *testing.B) {
-	ret := &Return{ID: 1, Done: true, N: 100}
+	ret := &Return{ID: 1, Done: true, N: 100, Seq: 1 << 20}
 	for i := range 100 {
 		ret.Devices = append(ret.Devices, Device{User: fmt.Sprintf("user-%07d", i), Device: "0123456789abcdef", Protocol: "mpush", OS: "android", Version: "2.1.7", Conn: uint64(i), Tags: []string{"vip", "beta"}})
 	}

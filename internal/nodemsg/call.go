@@ -86,12 +86,14 @@ func ParseCall(body []byte) (c Call, err error) {
 //	  namespace, OS, version           str
 //	  conn                             uint
 //	  tags                             array of str
+//	seq           uint
 type Return struct {
 	ID      uint64
 	Done    bool
 	N       uint64   // how many it was done to
 	Errors  []string // at most MaxErrors, of at most MaxError bytes; more and longer ones are cut
 	Devices []Device
+	Seq     uint64 // how far the node's history was when it was done; 0: it does not say
 }
 
 // Device is a connection as Devices tells it.
@@ -106,7 +108,7 @@ const minDevice = 9
 
 // AppendReturn appends the body of ret.
 func AppendReturn(dst []byte, ret *Return) []byte {
-	dst = appendList(dst, 5)
+	dst = appendList(dst, 6)
 	dst = appendUint(dst, ret.ID)
 	dst = appendDone(dst, ret.Done)
 	dst = appendUint(dst, ret.N)
@@ -124,7 +126,7 @@ func AppendReturn(dst []byte, ret *Return) []byte {
 		dst = appendUint(dst, d.Conn)
 		dst = appendCleans(dst, d.Tags, MaxTags, MaxTag)
 	}
-	return dst
+	return appendUint(dst, ret.Seq)
 }
 
 // ParseReturn parses the body of a Return.
@@ -133,7 +135,7 @@ func ParseReturn(body []byte) (ret Return, err error) {
 	if err != nil {
 		return Return{}, err
 	}
-	more := r.fields(5)
+	more := r.fields(6)
 	ret.ID = r.uint(math.MaxUint64)
 	ret.Done = r.uint(math.MaxUint64)&done != 0
 	ret.N = r.uint(math.MaxUint64)
@@ -144,6 +146,7 @@ func ParseReturn(body []byte) (ret Return, err error) {
 			r.device(&ret.Devices[i])
 		}
 	}
+	ret.Seq = r.uint(math.MaxUint64)
 	r.skip(more)
 	if !r.done() {
 		return Return{}, ErrMalformed

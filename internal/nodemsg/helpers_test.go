@@ -13,7 +13,6 @@ import (
 	"runtime/metrics"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"github.com/embedpush/push/internal/wire"
@@ -90,7 +89,7 @@ var messages = []message{
 				}
 			}
 			for _, row := range a.rows {
-				if row.Status > MaxStatus || row.Settled != (row.Status != 0) || row.Latency < 0 || row.Latency%time.Microsecond != 0 || row.Reply != nil && !json.Valid(row.Reply) {
+				if row.Status > MaxStatus || row.Settled != (row.Status != 0) || row.Reply != nil && !json.Valid(row.Reply) {
 					return fmt.Errorf("row %+v", row)
 				}
 				if row.Reply != nil && !utf8.Valid(row.Reply) {
@@ -390,7 +389,7 @@ func (g *gen) audience() (a Audience) {
 
 func (g *gen) push() *Push {
 	p := &Push{
-		ID: g.uint(), Wait: uint32(g.uint()), Ack: uint8(g.IntN(MaxAck + 1)), Quiet: g.bool(), Hop: uint8(g.uint()),
+		ID: g.uint(), Wait: uint32(g.uint()), Ack: uint8(g.IntN(MaxAck + 1)), Quiet: g.bool(),
 		To: g.audience(), Event: g.text(0, MaxName), Value: g.value(),
 	}
 	if g.IntN(4) == 0 {
@@ -412,7 +411,6 @@ func (g *gen) answer() *answer {
 		}
 		if row.Settled {
 			row.Status = uint8(1 + g.IntN(MaxStatus))
-			row.Latency = time.Duration(g.uint()%(maxLatency+1)) * time.Microsecond
 			if g.bool() {
 				row.Reply = g.json(0)
 			}
@@ -434,7 +432,7 @@ func (g *gen) call() *Call {
 }
 
 func (g *gen) ret() *Return {
-	r := &Return{ID: g.uint(), Done: g.bool(), N: g.uint(), Errors: g.texts(MaxErrors, MaxError)}
+	r := &Return{ID: g.uint(), Done: g.bool(), N: g.uint(), Errors: g.texts(MaxErrors, MaxError), Seq: g.uint()}
 	for range g.IntN(20) {
 		r.Devices = append(r.Devices, Device{
 			User: g.text(0, MaxName), Device: g.text(0, MaxName), Protocol: append(protocols[:], g.text(0, MaxName))[g.IntN(len(protocols)+1)],

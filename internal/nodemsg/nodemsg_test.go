@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"github.com/vmihailenco/msgpack/v5"
@@ -45,33 +44,33 @@ var examples = []struct {
 }{
 	{
 		"Push", &Push{ID: 5, Wait: 3000, Ack: 1, To: Audience{Kind: User, User: "alice"}, Event: "order", Value: wire.Value{JSON: []byte(`{"a":1}`)}},
-		"98 05 cd0bb8 01 00 00 00 94 01 a5616c696365 a0 c0 92 a56f72646572 a77b2261223a317d",
+		"97 05 cd0bb8 01 00 00 94 01 a5616c696365 a0 c0 92 a56f72646572 a77b2261223a317d",
 	}, {
-		"Push", &Push{ID: 1 << 40, Quiet: true, Rate: 0.5, Hop: 1, To: Audience{Kind: All, Namespace: "/chat"}, Event: "m", Value: wire.Value{Bytes: []byte{0, 255}}},
-		"98 cf0000010000000000 00 00 01 cb3fe0000000000000 01 94 04 c0 a52f63686174 c0 92 a16d c40200ff",
+		"Push", &Push{ID: 1 << 40, Quiet: true, Rate: 0.5, To: Audience{Kind: All, Namespace: "/chat"}, Event: "m", Value: wire.Value{Bytes: []byte{0, 255}}},
+		"97 cf0000010000000000 00 00 01 cb3fe0000000000000 94 04 c0 a52f63686174 c0 92 a16d c40200ff",
 	}, {
 		"Push", &Push{To: Audience{Kind: Users, Users: []string{"a", "b"}, AnyTag: []string{"t"}, NoTag: []string{"n"}, OS: []string{"ios"}, MinVersion: "2.1", Percent: 10, Except: []uint64{300}}, Event: "m"},
-		"98 00 00 00 00 00 00 94 02 92a161a162 a0 97 91a174 90 91a16e 91a3696f73 a3322e31 0a 91cd012c 92 a16d c0",
+		"97 00 00 00 00 00 94 02 92a161a162 a0 97 91a174 90 91a16e 91a3696f73 a3322e31 0a 91cd012c 92 a16d c0",
 	}, {
 		"Push", &Push{To: Audience{Kind: Room, Room: "r", AllTags: []string{"t"}}, Event: "m", Value: wire.Value{JSON: []byte(`[1,"AA==",null]`), Args: []wire.Value{{JSON: []byte("1")}, {Bytes: []byte{0}}, {}}}},
-		"98 00 00 00 00 00 00 94 03 a172 a0 97 90 91a174 90 90 a0 00 90 92 a16d 93 a131 c40100 c0",
+		"97 00 00 00 00 00 94 03 a172 a0 97 90 91a174 90 90 a0 00 90 92 a16d 93 a131 c40100 c0",
 	}, {
 		"Push", &Push{To: Audience{Kind: Conn, Conn: 1<<32 + 1}, Event: "m", Value: wire.Value{JSON: []byte("[]"), Args: []wire.Value{}}},
-		"98 00 00 00 00 00 00 94 05 cf0000000100000001 a0 c0 92 a16d 90",
+		"97 00 00 00 00 00 94 05 cf0000000100000001 a0 c0 92 a16d 90",
 	}, {
 		"Result", &answer{Result{ID: 5, Done: true, Total: 2, Nobody: []uint32{0, 300}}, []Row{
 			{Index: 0, New: true, User: "alice", Device: "d", Protocol: "mpush", Conn: 7},
-			{Index: 1, New: true, Protocol: "telnet", Settled: true, Status: 1, Latency: 1500 * time.Microsecond},
-			{Index: 0, Settled: true, Status: 2, Latency: 200 * time.Microsecond, Reply: []byte(`"ok"`)},
+			{Index: 1, New: true, Protocol: "telnet", Settled: true, Status: 1},
+			{Index: 0, Settled: true, Status: 2, Reply: []byte(`"ok"`)},
 		}},
-		"94 05 01 02 92 00 cd012c  99 00 01 00 00 c0 a5616c696365 a164 02 07  99 01 03 01 cd05dc c0 a0 a0 a674656c6e6574 00  95 00 02 02 ccc8 a4226f6b22",
+		"94 05 01 02 92 00 cd012c  98 00 01 00 c0 a5616c696365 a164 02 07  98 01 03 01 c0 a0 a0 a674656c6e6574 00  94 00 02 02 a4226f6b22",
 	},
 	{"Cancel", uint64(5), "91 05"},
 	{"Call", &Call{ID: 6, Op: Kick, Wait: 100, To: Audience{Kind: Room, Room: "r"}, Text: "bye"}, "95 06 01 64 94 03 a172 a0 c0 a3627965"},
 	{"Call", &Call{ID: 6, Op: Devices, To: Audience{Kind: All}}, "95 06 04 00 94 04 c0 a0 c0 a0"},
 	{
-		"Return", &Return{ID: 6, Done: true, N: 2, Errors: []string{"full"}, Devices: []Device{{User: "u", Device: "d", Protocol: "push.json", Namespace: "/n", OS: "ios", Version: "1", Conn: 9, Tags: []string{"t"}}}},
-		"95 06 01 02 91 a466756c6c 91 98 a175 a164 00 a22f6e a3696f73 a131 09 91a174",
+		"Return", &Return{ID: 6, Done: true, N: 2, Errors: []string{"full"}, Devices: []Device{{User: "u", Device: "d", Protocol: "push.json", Namespace: "/n", OS: "ios", Version: "1", Conn: 9, Tags: []string{"t"}}}, Seq: 300},
+		"96 06 01 02 91 a466756c6c 91 98 a175 a164 00 a22f6e a3696f73 a131 09 91a174 cd012c",
 	},
 }
 
@@ -114,14 +113,14 @@ func TestBodiesAreMsgpack(t *testing.T) {
 			switch sent := sent.(type) {
 			case *Push:
 				id = sent.ID
-				if wait, event := number(all[1]), all[7].([]any)[0]; wait != uint64(sent.Wait) || event != sent.Event {
+				if wait, event := number(all[1]), all[6].([]any)[0]; wait != uint64(sent.Wait) || event != sent.Event {
 					t.Fatalf("%+v is %v", sent, all)
 				}
 			case *answer:
 				id = sent.ID
 				for _, row := range sent.rows {
 					v, err := d.DecodeInterface()
-					if err != nil || number(v.([]any)[0]) != uint64(row.Index) || row.New && v.([]any)[6] != row.Device {
+					if err != nil || number(v.([]any)[0]) != uint64(row.Index) || row.New && v.([]any)[5] != row.Device {
 						t.Fatalf("%+v is %v, %v", row, v, err)
 					}
 				}
@@ -132,7 +131,7 @@ func TestBodiesAreMsgpack(t *testing.T) {
 				}
 			case *Return:
 				id = sent.ID
-				if devices := all[4].([]any); len(devices) != len(sent.Devices) || len(devices) > 0 && devices[0].([]any)[1] != sent.Devices[0].Device {
+				if devices := all[4].([]any); len(devices) != len(sent.Devices) || len(devices) > 0 && devices[0].([]any)[1] != sent.Devices[0].Device || number(all[5]) != sent.Seq {
 					t.Fatalf("%+v is %v", sent, all)
 				}
 			case uint64:
@@ -280,22 +279,22 @@ func TestMalformedBodiesAreRefused(t *testing.T) {
 	list := func(n int, item string) string { return string(appendList(nil, n)) + strings.Repeat(item, n) }
 	// Bodies by their fields, the head before them, so that each can be replaced.
 	all := "\x94\x04\xc0\xa0\xc0"
-	push := []string{"\x98", "\x05", "\x00", "\x00", "\x00", "\x00", "\x00", all, "\x92\xa1m\xc0"}
+	push := []string{"\x97", "\x05", "\x00", "\x00", "\x00", "\x00", all, "\x92\xa1m\xc0"}
 	to := []string{"\x94", "\x01", "\xa5alice", "\xa0", "\xc0"}
 	filters := []string{"\x97", "\x90", "\x90", "\x90", "\x90", "\xa0", "\x00", "\x90"}
 	result := []string{"\x94", "\x05", "\x01", "\x02", "\x90"}
-	row := []string{"\x99", "\x00", "\x03", "\x01", "\x05", "\xc0", "\xa1u", "\xa1d", "\x02", "\x07"}
+	row := []string{"\x98", "\x00", "\x03", "\x01", "\xc0", "\xa1u", "\xa1d", "\x02", "\x07"}
 	call := []string{"\x95", "\x05", "\x01", "\x00", all, "\xa0"}
-	ret := []string{"\x95", "\x05", "\x01", "\x00", "\x90", "\x90"}
+	ret := []string{"\x96", "\x05", "\x01", "\x00", "\x90", "\x90", "\x07"}
 	device := []string{"\x98", "\xa1u", "\xa1d", "\x00", "\xa0", "\xa0", "\xa0", "\x07", "\x90"}
 	with := func(fields []string, i int, s string) string {
 		fields = slices.Clone(fields)
 		fields[i] = s
 		return strings.Join(fields, "")
 	}
-	inTo := func(i int, s string) string { return with(push, 7, with(to, i, s)) }
+	inTo := func(i int, s string) string { return with(push, 6, with(to, i, s)) }
 	inFilter := func(i int, s string) string { return inTo(4, with(filters, i, s)) }
-	inMessage := func(s string) string { return with(push, 8, s) }
+	inMessage := func(s string) string { return with(push, 7, s) }
 	inRow := func(i int, s string) string { return strings.Join(result, "") + with(row, i, s) }
 	inDevice := func(i int, s string) string { return with(ret, 5, "\x91"+with(device, i, s)) }
 	huge, wide := "\xcf\xff\xff\xff\xff\xff\xff\xff\xff", "\xce\xff\xff\xff\xff"
@@ -309,7 +308,7 @@ func TestMalformedBodiesAreRefused(t *testing.T) {
 		{"Push", inTo(1, "\x01"), true},
 		{"Push", inFilter(1, "\x90"), true},
 		{"Push", "", false},
-		{"Push", with(push, 0, "\x97"), false},
+		{"Push", with(push, 0, "\x96"), false},
 		{"Push", with(push, 0, "\xdd\xff\xff\xff\xff"), false},
 		{"Push", with(push, 0, "\x88"), false},
 		{"Push", with(push, 1, "\xff"), false},
@@ -332,9 +331,7 @@ func TestMalformedBodiesAreRefused(t *testing.T) {
 		{"Push", with(push, 5, string(appendFloat(nil, 1.1e9))), false},
 		{"Push", with(push, 5, string(appendFloat(nil, math.Inf(1)))), false},
 		{"Push", with(push, 5, string(appendFloat(nil, math.NaN()))), false},
-		{"Push", with(push, 6, "\xcc\xff"), true},
-		{"Push", with(push, 6, "\xcd\x01\x00"), false},
-		{"Push", with(push, 7, "\xc0"), false},
+		{"Push", with(push, 6, "\xc0"), false},
 		{"Push", inTo(0, "\x93"), false},
 		{"Push", inTo(1, "\x00"), false},
 		{"Push", inTo(1, "\x06"), false},
@@ -414,32 +411,29 @@ func TestMalformedBodiesAreRefused(t *testing.T) {
 		{"Result", with(result, 4, list(MaxUsers+1, "\x00")), false},
 		{"Result", with(result, 4, "\xdd\x0f\xff\xff\xff"), false},
 		{"Result", strings.Join(result, "") + "\xc0", false},
-		{"Result", inRow(0, "\x98"), false},
+		{"Result", inRow(0, "\x97"), false},
 		{"Result", inRow(1, huge), false},
 		{"Result", inRow(2, "\x01"), false}, // a status, but not settled
 		{"Result", inRow(3, "\x00"), false}, // settled, but no status
 		{"Result", inRow(3, "\x0a"), true},
 		{"Result", inRow(3, "\x0b"), false},
-		{"Result", inRow(4, string(appendUint(nil, maxLatency))), true},
-		{"Result", inRow(4, string(appendUint(nil, maxLatency+1))), false},
-		{"Result", inRow(5, text(`"yes"`)), true},
-		{"Result", inRow(5, text(`yes`)), false},
-		{"Result", inRow(5, text("\"\xc3\"")), false},
-		{"Result", inRow(5, "\xa0"), false},
-		{"Result", inRow(5, "\xc4\x011"), false},
+		{"Result", inRow(4, text(`"yes"`)), true},
+		{"Result", inRow(4, text(`yes`)), false},
+		{"Result", inRow(4, text("\"\xc3\"")), false},
+		{"Result", inRow(4, "\xa0"), false},
+		{"Result", inRow(4, "\xc4\x011"), false},
+		{"Result", inRow(5, long(MaxName+1)), false},
+		{"Result", inRow(5, "\xa1\xff"), false},
 		{"Result", inRow(6, long(MaxName+1)), false},
-		{"Result", inRow(6, "\xa1\xff"), false},
+		{"Result", inRow(7, "\x06"), true},
+		{"Result", inRow(7, "\x07"), false},
+		{"Result", inRow(7, text("telnet")), true},
 		{"Result", inRow(7, long(MaxName+1)), false},
-		{"Result", inRow(8, "\x06"), true},
-		{"Result", inRow(8, "\x07"), false},
-		{"Result", inRow(8, text("telnet")), true},
-		{"Result", inRow(8, long(MaxName+1)), false},
+		{"Result", inRow(7, "\xc0"), false},
 		{"Result", inRow(8, "\xc0"), false},
-		{"Result", inRow(9, "\xc0"), false},
-		{"Result", strings.Join(result, "") + "\x95\x00\x01\x00\x00\xc0", false}, // new, but nothing of it
-		{"Result", strings.Join(result, "") + "\x95\x00\x00\x00\x05\xc0", false},
-		{"Result", strings.Join(result, "") + "\x95\x00\x00\x00\x00\xa11", false},
-		{"Result", strings.Join(result, "") + "\x95\x00\x00\x00\x00\xc0", true},
+		{"Result", strings.Join(result, "") + "\x94\x00\x01\x00\xc0", false}, // new, but nothing of it
+		{"Result", strings.Join(result, "") + "\x94\x00\x00\x00\xa11", false},
+		{"Result", strings.Join(result, "") + "\x94\x00\x00\x00\xc0", true},
 
 		{"Cancel", "\x91\x05", true},
 		{"Cancel", "\x90", false},
@@ -463,7 +457,8 @@ func TestMalformedBodiesAreRefused(t *testing.T) {
 		{"Call", "\x95\x05\x04\x00" + all + "\xa1a", false},
 
 		{"Return", strings.Join(ret, ""), true},
-		{"Return", with(ret, 0, "\x94"), false},
+		{"Return", with(ret, 0, "\x95"), false},
+		{"Return", "\x95" + strings.Join(ret[1:6], ""), false},
 		{"Return", with(ret, 3, huge), true},
 		{"Return", with(ret, 4, list(MaxErrors, long(MaxError))), true},
 		{"Return", with(ret, 4, list(MaxErrors+1, "\xa0")), false},
@@ -471,6 +466,9 @@ func TestMalformedBodiesAreRefused(t *testing.T) {
 		{"Return", with(ret, 4, "\x91\xa1\xff"), false},
 		{"Return", with(ret, 5, "\xdd\x0f\xff\xff\xff"), false},
 		{"Return", with(ret, 5, list(100, "\xc0")), false},
+		{"Return", with(ret, 6, huge), true},
+		{"Return", with(ret, 6, "\xc0"), false},
+		{"Return", with(ret, 6, "\xff"), false},
 		{"Return", inDevice(0, "\x98"), true},
 		{"Return", inDevice(0, "\x97"), false},
 		{"Return", inDevice(1, long(MaxName+1)), false},
@@ -574,12 +572,8 @@ func TestTextsThatOnlyTellAreCut(t *testing.T) {
 	if want := (Return{Errors: []string{x[:MaxError]}, Devices: []Device{{User: name, Device: name, Protocol: name, Namespace: x[:MaxNamespace], OS: name, Version: name, Tags: []string{x[:MaxTag]}}}}); err != nil || !reflect.DeepEqual(back, want) {
 		t.Errorf("%+v, %v", back, err)
 	}
-	a, err := parseAnswer(AppendRow(AppendResultHead(nil, &Result{}), &Row{New: true, User: long, Device: "\xff", Protocol: long, Latency: -5, Settled: true, Status: 1}))
-	if err != nil || len(a.rows) != 1 || a.rows[0].Device != "" || a.rows[0].Latency != 0 || !utf8.ValidString(a.rows[0].User) || len(a.rows[0].User) < MaxName-4 {
-		t.Errorf("%+v, %v", a, err)
-	}
-	a, err = parseAnswer(AppendRow(AppendResultHead(nil, &Result{}), &Row{Latency: math.MaxInt64, Settled: true, Status: 1}))
-	if err != nil || a.rows[0].Latency < 100*365*24*time.Hour {
+	a, err := parseAnswer(AppendRow(AppendResultHead(nil, &Result{}), &Row{New: true, User: long, Device: "\xff", Protocol: long, Settled: true, Status: 1}))
+	if err != nil || len(a.rows) != 1 || a.rows[0].Device != "" || !utf8.ValidString(a.rows[0].User) || len(a.rows[0].User) < MaxName-4 {
 		t.Errorf("%+v, %v", a, err)
 	}
 	c, err := ParseCall(AppendCall(nil, &Call{Op: Kick, To: Audience{Kind: All}, Text: long}))
@@ -624,13 +618,13 @@ func TestFullFramesMakeABoundedMultiple(t *testing.T) {
 		body []byte
 		ok   bool
 	}{
-		{"Push", fill("\x98\x00\x00\x00\x00\x00\x00\x94\x02", "\xa4abcd", "\xa0\xc0\x92\xa1m\xc0"), true},
-		{"Push", fill("\x98\x00\x00\x00\x00\x00\x00\x94\x02", "\xa0", "\xa0\xc0\x92\xa1m\xc0"), false},
-		{"Push", fill("\x98\x00\x00\x00\x00\x00\x00\x94\x04\xc0\xa0\xc0\x92\xa1m", "\xc0"), false},
-		{"Push", fill("\x98\x00\x00\x00\x00\x00\x00\x94\x04\xc0\xa0\xc0\x92\xa1m", "\xc4\x3e"+strings.Repeat("x", 62)), true},
+		{"Push", fill("\x97\x00\x00\x00\x00\x00\x94\x02", "\xa4abcd", "\xa0\xc0\x92\xa1m\xc0"), true},
+		{"Push", fill("\x97\x00\x00\x00\x00\x00\x94\x02", "\xa0", "\xa0\xc0\x92\xa1m\xc0"), false},
+		{"Push", fill("\x97\x00\x00\x00\x00\x00\x94\x04\xc0\xa0\xc0\x92\xa1m", "\xc0"), false},
+		{"Push", fill("\x97\x00\x00\x00\x00\x00\x94\x04\xc0\xa0\xc0\x92\xa1m", "\xc4\x3e"+strings.Repeat("x", 62)), true},
 		{"Result", fill("\x94\x00\x00\x00", "\xce\x00\x00\x00\x01"), true},
-		{"Return", fill("\x95\x00\x00\x00\x90", "\x98\xa0\xa0\x00\xa0\xa0\xa0\x00\x90"), true},
-		{"Return", fill("\x95\x00\x00\x00\x90", "\x98\xa0\xa0\x00\xa0\xa0\xa0\x00\xdc\x01\x00"+strings.Repeat("\xa0", 256)), true},
+		{"Return", fill("\x96\x00\x00\x00\x90", "\x98\xa0\xa0\x00\xa0\xa0\xa0\x00\x90", "\x00"), true},
+		{"Return", fill("\x96\x00\x00\x00\x90", "\x98\xa0\xa0\x00\xa0\xa0\xa0\x00\xdc\x01\x00"+strings.Repeat("\xa0", 256), "\x00"), true},
 	} {
 		var err error
 		used := allocated(func() { err = parses[c.what](c.body) })

@@ -15,7 +15,6 @@ import (
 //	ack           uint, 0 to MaxAck
 //	flags         uint, bit 0: quiet; others mean nothing
 //	rate          uint 0, or float 64
-//	hop           uint
 //	to            Audience
 //	message       what AppendMessage writes: an array
 //	  event         str
@@ -27,7 +26,6 @@ type Push struct {
 	Ack   uint8   // as the engine's
 	Quiet bool    // nobody wants rows
 	Rate  float64 // devices a second; 0: not paced
-	Hop   uint8   // how many nodes passed it on
 	To    Audience
 
 	// Message is what AppendMessage wrote, so that one message for several
@@ -43,7 +41,7 @@ const quiet = 1 // bit of a Push's flags
 
 // AppendPush appends the body of p.
 func AppendPush(dst []byte, p *Push) []byte {
-	dst = appendList(dst, 8)
+	dst = appendList(dst, 7)
 	dst = appendUint(dst, p.ID)
 	dst = appendUint(dst, uint64(p.Wait))
 	dst = appendUint(dst, uint64(p.Ack))
@@ -57,7 +55,6 @@ func AppendPush(dst []byte, p *Push) []byte {
 	} else {
 		dst = append(dst, 0)
 	}
-	dst = appendUint(dst, uint64(p.Hop))
 	dst = appendAudience(dst, &p.To)
 	if p.Message != nil {
 		return append(dst, p.Message...)
@@ -99,13 +96,12 @@ func ParsePush(body []byte) (p Push, err error) {
 	if err != nil {
 		return Push{}, err
 	}
-	more := r.fields(8)
+	more := r.fields(7)
 	p.ID = r.uint(math.MaxUint64)
 	p.Wait = uint32(r.uint(math.MaxUint32))
 	p.Ack = uint8(r.uint(MaxAck))
 	p.Quiet = r.uint(math.MaxUint64)&quiet != 0
 	p.Rate = r.rate()
-	p.Hop = uint8(r.uint(math.MaxUint8))
 	r.audience(&p.To)
 	r.message(&p)
 	r.skip(more)

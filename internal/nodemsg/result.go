@@ -2,7 +2,6 @@ package nodemsg
 
 import (
 	"math"
-	"time"
 
 	"github.com/embedpush/push/internal/pushjson"
 )
@@ -27,7 +26,6 @@ type Result struct {
 //	index         uint
 //	flags         uint, bit 0: new, bit 1: settled; others mean nothing
 //	status        uint, 0 to MaxStatus; 0 unless settled
-//	latency       uint, microseconds
 //	reply         nil, or str: JSON
 //	user          str, and the rest only if new
 //	device        str
@@ -46,9 +44,8 @@ type Row struct {
 
 	// Settled gives the device its Status. Once for each device.
 	Settled bool
-	Status  uint8         // as the engine's, 1 to MaxStatus
-	Latency time.Duration // in whole microseconds
-	Reply   []byte        // valid JSON; nil: none
+	Status  uint8  // as the engine's, 1 to MaxStatus
+	Reply   []byte // valid JSON; nil: none
 }
 
 // Bits of flags.
@@ -57,9 +54,6 @@ const (
 	isNew   = 1 // of a Row
 	settled = 2
 )
-
-// maxLatency in microseconds fits a time.Duration.
-const maxLatency = 1 << 53
 
 // protocols are the ones that go as a number. A later version may append to
 // them, for a peer that knows it.
@@ -93,17 +87,16 @@ func AppendRow(dst []byte, row *Row) []byte {
 	}
 	if row.New {
 		flags |= isNew
-		dst = appendList(dst, 9)
+		dst = appendList(dst, 8)
 	} else {
-		dst = appendList(dst, 5)
+		dst = appendList(dst, 4)
 	}
 	dst = appendUint(dst, uint64(row.Index))
 	dst = append(dst, flags)
 	if row.Settled {
 		dst = appendUint(dst, uint64(row.Status))
-		dst = appendUint(dst, min(maxLatency, uint64(max(0, row.Latency)/time.Microsecond)))
 	} else {
-		dst = append(dst, 0, 0)
+		dst = append(dst, 0)
 	}
 	if row.Settled && len(row.Reply) > 0 {
 		dst = appendText(dst, row.Reply)
@@ -186,11 +179,10 @@ func (rs *Rows) Next(row *Row) bool {
 // row reads a row. into is nil if it is only to be judged; user is what
 // row.User may be.
 func (r *reader) row(into *Row, user string) {
-	more := r.fields(5)
+	more := r.fields(4)
 	index := uint32(r.uint(math.MaxUint32))
 	flags := r.uint(math.MaxUint64)
 	status := uint8(r.uint(MaxStatus))
-	latency := r.uint(maxLatency)
 	k, reply := r.item()
 	switch {
 	case k == text:
@@ -198,12 +190,12 @@ func (r *reader) row(into *Row, user string) {
 	case k != null:
 		r.fail()
 	}
-	if settled := flags&settled != 0; settled != (status != 0) || !settled && (latency != 0 || reply != nil) {
+	if settled := flags&settled != 0; settled != (status != 0) || !settled && reply != nil {
 		r.fail()
 	}
 	if into != nil {
 		into.Index, into.New, into.Settled = index, flags&isNew != 0, flags&settled != 0
-		into.Status, into.Latency, into.Reply = status, time.Duration(latency)*time.Microsecond, reply
+		into.Status, into.Reply = status, reply
 	}
 	if flags&isNew != 0 {
 		if more -= 4; more < 0 {
