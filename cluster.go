@@ -366,6 +366,8 @@ func (c *cluster) left(m members.Member, goodbye bool) {
 	c.mesh.Down(m.Origin)
 	if goodbye {
 		c.directory.Forget(m.Origin)
+	} else if !slices.ContainsFunc(c.all(), func(n *node) bool { return n.member.Load().Addr == m.Addr }) {
+		c.relay.Lost(m.Addr.String())
 	}
 }
 
@@ -749,8 +751,18 @@ func (c *cluster) ready() error {
 
 const joinTime = 10 * time.Second // members.List's
 
-// drain tells the peers that this node shuts down. It does not wait for them.
-func (c *cluster) drain() { c.list.Drain() }
+// drain tells the peers, and the clients whose requests are passed on, that this
+// node shuts down. It does not wait for them.
+func (c *cluster) drain() {
+	c.list.Drain()
+	c.relay.Drain()
+}
+
+// release lets go the clients of other nodes whose requests come through this
+// one: their WebSockets are cut, spread over a time, their polls answered.
+func (c *cluster) release(ctx context.Context, over time.Duration) error {
+	return cmp.Or(c.relay.CutSockets(ctx, over), c.relay.Release(ctx))
+}
 
 // cut ends what waits for other nodes.
 func (c *cluster) cut() {
@@ -763,10 +775,10 @@ func (c *cluster) cut() {
 // everything down. Every call returns when that is done, and each ctx that
 // ends makes it hurry.
 func (c *cluster) leave(ctx context.Context) {
+	c.relay.Close()
 	var closing sync.WaitGroup
 	closing.Go(func() { c.mesh.Close(ctx) }) // while the goodbye spreads
 	c.list.Leave(ctx)
-	c.relay.Close()
 	closing.Wait()
 	c.moving.close()
 	c.stop()
@@ -1001,13 +1013,14 @@ type sending struct {
 	c       *cluster
 	a       Audience
 	targets []target
-	message []byte // what is the same for all nodes
+	one     [1]target // room for most
+	message []byte    // what is the same for all nodes
 
 	// Static after begin.
 	ack    Ack
 	rate   float64
 	until  time.Time // the zero time: there is no limit
-	push   *encoded  // shared; for devices that come to this node
+	push   *encoded  // a copy; for devices that come to this node
 	flight *flight   // nil: nobody waits
 
 	full  []int      // places in targets: their links had no room at first
@@ -1016,7 +1029,8 @@ type sending struct {
 
 // reach tells which other nodes a push goes to, nil for none.
 func (c *cluster) reach(a *Audience, p *encoded) (*sending, error) {
-	targets := c.targets(a)
+	var few [8]target
+	targets := c.targets(few[:0], a)
 	if len(targets) == 0 {
 		return nil, nil
 	}
@@ -1024,11 +1038,14 @@ func (c *cluster) reach(a *Audience, p *encoded) (*sending, error) {
 	if err := to.Check(); err != nil {
 		return nil, fmt.Errorf("push: the audience cannot go to other nodes: %w", err)
 	}
-	return &sending{c: c, a: *a, targets: targets, message: nodemsg.AppendMessage(nil, p.event, p.value)}, nil
+	s := &sending{c: c, a: *a}
+	s.targets = append(s.one[:0], targets...)
+	s.message = nodemsg.AppendMessage(make([]byte, 0, p.size()), p.event, p.value)
+	return s, nil
 }
 
-// targets are the nodes that hold a part of an audience.
-func (c *cluster) targets(a *Audience) (targets []target) {
+// targets appends the nodes that hold a part of an audience.
+func (c *cluster) targets(targets []target, a *Audience) []target {
 	var few [8]directory.Origin
 	locate := func(key placeKey) []directory.Origin { return c.directory.Locate(few[:0], placeOf(key)) }
 	switch {
@@ -1047,9 +1064,13 @@ func (c *cluster) targets(a *Audience) (targets []target) {
 			targets = append(targets, target{node: n})
 		}
 	case a.User != "":
+		var user []string
 		for _, o := range locate(keyOf(a.space(), kindUser, a.User)) {
 			if n := c.node(o); n != nil {
-				targets = append(targets, target{n, []string{a.User}})
+				if user == nil {
+					user = []string{a.User}
+				}
+				targets = append(targets, target{n, user})
 			}
 		}
 	default:
@@ -1129,8 +1150,11 @@ func audienceFrom(to *nodemsg.Audience) Audience {
 // divide parts the users without a device here into those that are offline,
 // and those that other nodes are asked about.
 func (s *sending) divide(users []string) (offline, sought []string) {
-	if s == nil {
+	switch {
+	case s == nil:
 		return users, nil
+	case s.a.User != "":
+		return nil, users
 	}
 	held := make(map[string]bool)
 	for _, t := range s.targets {
@@ -1436,8 +1460,10 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 	for status, n := range became {
 		f.e.stats.delivered(Status(status), n)
 	}
-	if len(moved) > 0 && !p.again {
-		p.s.c.moving.look(p.s, moved)
+	if !p.again {
+		for _, user := range moved {
+			p.s.c.moving.look(p.s, user)
+		}
 	}
 	f.close(closed)
 	if err != nil {
@@ -1520,7 +1546,7 @@ type moving struct {
 // in it.
 type moves struct {
 	pushes []*move       // guarded by moving.mu
-	news   chan struct{} // poked when somebody else may hold the user; never closed
+	news   chan struct{} // poked when somebody else may hold the user, or a device of his was told of; never closed
 }
 
 // move is one push in a lane.
@@ -1548,9 +1574,12 @@ func (m *moving) queue(s *sending, users []string) []string {
 	return rest
 }
 
-// look begins to look once more for users of a push.
-func (m *moving) look(s *sending, users []string) {
-	for _, user := range users {
+// look looks once more for a user of a push. If others have him, or may still say
+// so, it does not wait for him to come.
+func (m *moving) look(s *sending, user string) {
+	if s.flight.expects(user) {
+		m.send(s, user, keyOf(s.a.space(), kindUser, user))
+	} else {
 		m.add(s, user, false)
 	}
 }
@@ -1619,33 +1648,13 @@ func (m *moving) run(key placeKey, lane *moves) {
 	}
 }
 
-// find sends a push to where its user is now: to nodes that were not asked, and
-// to connections of this one that do not have it. If there is nobody it waits a
+// find sends a push to where its user is now. If that is nowhere it waits a
 // little for somebody to come.
 func (m *moving) find(key placeKey, lane *moves, mv *move) {
 	s := mv.part.s
 	grace := time.NewTimer(moveGrace)
 	defer grace.Stop()
-	for {
-		asked := s.flight.asked(mv.user)
-		found := false
-		for _, c := range m.c.e.places.collect(nil, key) {
-			if s.a.matches(c) {
-				found = true
-				s.flight.sendLate(c, mv.user, s.push)
-			}
-		}
-		for _, o := range m.c.directory.Locate(nil, placeOf(key)) {
-			if n := m.c.node(o); n != nil && !slices.Contains(asked, n) {
-				found = true
-				if s.send(&target{n, []string{mv.user}}, m.c.ctx, true) == nil {
-					m.c.found.Add(1)
-				}
-			}
-		}
-		if found {
-			return
-		}
+	for !m.send(s, mv.user, key) && !s.flight.expects(mv.user) {
 		select {
 		case <-lane.news:
 		case <-grace.C:
@@ -1656,6 +1665,42 @@ func (m *moving) find(key placeKey, lane *moves, mv *move) {
 			return
 		}
 	}
+}
+
+// send sends a push to nodes that hold its user and were not asked, and to
+// connections of this one that do not have it. It tells whether there were any.
+func (m *moving) send(s *sending, user string, key placeKey) (found bool) {
+	asked := s.flight.asked(user)
+	for _, c := range m.c.e.places.collect(nil, key) {
+		if s.a.matches(c) {
+			found = true
+			s.flight.sendLate(c, user, s.push.share(m.c.e))
+		}
+	}
+	for _, o := range m.c.directory.Locate(nil, placeOf(key)) {
+		n := m.c.node(o)
+		if n == nil || slices.Contains(asked, n) {
+			continue
+		}
+		found = true
+		t := target{n, []string{user}}
+		switch s.send(&t, nil, true) {
+		case nil:
+			m.c.found.Add(1)
+		case link.ErrFull:
+			s.fail(&t, Overloaded)
+		}
+	}
+	return found
+}
+
+// expects tells whether the flight has a device of a user, or a node may still
+// tell of one.
+func (f *flight) expects(user string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.deliveries, func(d Delivery) bool { return d.UserID == user }) ||
+		slices.ContainsFunc(f.parts, func(p *part) bool { return p.node != nil && !p.told && slices.Contains(p.users, user) })
 }
 
 // asked are the nodes that were asked about a user.
@@ -2056,7 +2101,7 @@ type call struct {
 // ask asks the nodes that hold an audience to do something to it; nil if there
 // are none.
 func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
-	targets := c.targets(a)
+	targets := c.targets(nil, a)
 	if len(targets) == 0 {
 		return nil, nil
 	}

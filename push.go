@@ -912,8 +912,9 @@ func (e *Engine) Broadcast(ctx context.Context, m Message) (Receipt, error) {
 // more, for up to 100 ms.
 //
 // What one goroutine pushes reaches a connection in the order of the calls,
-// whatever the audiences (but see Message.Rate and Conn.Push; to a user who
-// moves to another node, what is pushed to a room may overtake it).
+// whatever the audiences (but see Message.Rate and Conn.Push; while a user moves
+// to another node, what is pushed to him with Async, and later pushes to a room,
+// may overtake what has to be sent once more).
 func (e *Engine) Push(ctx context.Context, a Audience, m Message) (Receipt, error) {
 	return e.push(ctx, &a, &m)
 }
@@ -1427,7 +1428,12 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 	f.offline, f.sought = away.divide(offline)
 	offline = f.offline
 	e.stats.delivered(Offline, len(offline))
-	push := p.share(e)
+	var push *encoded
+	if len(conns) > 0 {
+		push = p.share(e)
+	} else {
+		push = p.keep() // somebody may come
+	}
 	flights := e.counted()
 	pace := float64(m.Rate)
 	if away != nil {
@@ -1526,11 +1532,14 @@ type late struct {
 // newFlight makes a flight that is open until depart.
 func newFlight(e *Engine, conns []*Conn, owners []string, ack uint32, progress func(Receipt)) *flight {
 	now := time.Now()
-	return &flight{
-		e: e, conns: slices.Clone(conns), ack: ack, begin: now, heard: now, progress: progress,
-		done: make(chan struct{}), moved: make(chan struct{}, 1),
+	f := &flight{
+		e: e, conns: slices.Clone(conns), ack: ack, begin: now, heard: now, progress: progress, done: make(chan struct{}),
 		deliveries: describe(conns, owners), written: make([]bool, len(conns)), open: len(conns) + 1,
 	}
+	if progress != nil {
+		f.moved = make(chan struct{}, 1)
+	}
+	return f
 }
 
 // describe makes a delivery for each connection. owners are one for all, or
@@ -1871,7 +1880,10 @@ func (f *flight) land() {
 func (f *flight) receipt() Receipt {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r := Receipt{Offline: slices.Clone(f.offline), Deliveries: slices.Clone(f.deliveries)}
+	r := Receipt{Offline: f.offline, Deliveries: f.deliveries}
+	if f.progress != nil { // which may be told more than once, and change what it gets
+		r = Receipt{Offline: slices.Clone(f.offline), Deliveries: slices.Clone(f.deliveries)}
+	}
 	r.count()
 	return r
 }
@@ -1998,7 +2010,15 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	}
 	e.flights[0].Wait(waiting)
 	cancel()
-	err := e.closeAll(ctx)
+	released := make(chan error, 1)
+	go func() {
+		if e.cluster == nil {
+			released <- nil
+		} else {
+			released <- e.cluster.release(ctx, e.cfg.Drain)
+		}
+	}()
+	err := cmp.Or(e.closeAll(ctx), <-released)
 	return cmp.Or(err, e.finish(ctx))
 }
 

@@ -19,14 +19,15 @@ func (p *Session) get(w http.ResponseWriter, r *http.Request) {
 // hold answers the GET whose place is taken.
 func (p *Session) hold(w http.ResponseWriter, r *http.Request) {
 	gone := r.Context().Done()
-	for held := false; ; {
+	var over <-chan struct{} // closed: it is to end
+	for held, letGo := false, false; ; {
 		select {
 		case <-gone:
 			p.left(false)
 			return
 		default:
 		}
-		if frames, cost, what := p.next(); what != nothing {
+		if frames, cost, what := p.next(letGo); what != nothing {
 			p.answer(w, frames, what)
 			p.nc.Taken(cost)
 			return
@@ -36,6 +37,7 @@ func (p *Session) hold(w http.ResponseWriter, r *http.Request) {
 			// that passes ends its context, since net/http waits for the client to
 			// go away by reading.
 			held = true
+			over = released(r.Context())
 			rc := http.NewResponseController(w)
 			_ = rc.SetReadDeadline(time.Time{})
 			_ = rc.SetWriteDeadline(time.Time{})
@@ -43,6 +45,8 @@ func (p *Session) hold(w http.ResponseWriter, r *http.Request) {
 		select {
 		case <-p.wake:
 		case <-gone:
+		case <-over:
+			letGo, over = true, nil
 		}
 	}
 }
@@ -57,9 +61,9 @@ const (
 	theEnd // packets, of which the last is the session's last
 )
 
-// next takes what a GET is to be answered with. It is to be given back to
-// nc.Taken what it cost.
-func (p *Session) next() (frames [][]byte, cost int, what found) {
+// next takes what a GET is to be answered with, in any case if it is to be let
+// go. It is to be given back to nc.Taken what it cost.
+func (p *Session) next(letGo bool) (frames [][]byte, cost int, what found) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -76,7 +80,7 @@ func (p *Session) next() (frames [][]byte, cost int, what found) {
 		return frames, cost, theEnd
 	case len(frames) > 0:
 		return frames, cost, packets
-	case p.probed:
+	case p.probed, letGo:
 		return [][]byte{noop}, 0, reason
 	}
 	return nil, 0, nothing

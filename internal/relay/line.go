@@ -25,12 +25,15 @@ type line struct {
 	running int         // requests on it
 	uses    int         // there have been
 	idle    *time.Timer // closes it; nil: it was never idle
+	// The node is being asked to let its GETs go.
+	releasing bool
 }
 
 // dial is one that goes on.
 type dial struct {
-	done chan struct{} // closed when it has ended
-	err  error         // set before
+	cancel context.CancelFunc // static
+	done   chan struct{}      // closed when it has ended
+	err    error              // set before
 }
 
 // dialled is a context's key, for the connection that newTransport's is to use.
@@ -104,19 +107,19 @@ func (r *Relay) pick(name string) (*line, *dial, error) {
 		return nil, nil, n.failed
 	}
 	if n.dialing == nil {
-		n.dialing = &dial{done: make(chan struct{})}
+		ctx, cancel := context.WithTimeout(r.ctx, r.c.Timeout)
+		n.dialing = &dial{cancel: cancel, done: make(chan struct{})}
 		r.lines.Add()
-		go r.dial(name, n, n.dialing)
+		go r.dial(ctx, name, n, n.dialing)
 	}
 	return nil, n.dialing, nil
 }
 
 // dial adds a connection to a node.
-func (r *Relay) dial(name string, n *node, d *dial) {
+func (r *Relay) dial(ctx context.Context, name string, n *node, d *dial) {
 	defer r.lines.Done()
 	defer close(d.done)
-	ctx, cancel := context.WithTimeout(r.ctx, r.c.Timeout)
-	defer cancel()
+	defer d.cancel()
 	var cc *http.ClientConn
 	nc, err := r.c.Dial(ctx, name)
 	if err == nil {
@@ -129,9 +132,9 @@ func (r *Relay) dial(name string, n *node, d *dial) {
 	defer r.mu.Unlock()
 	n.dialing = nil
 	switch {
-	case err == nil && r.closed:
+	case err == nil && ctx.Err() != nil: // by Close, or since the node was lost
 		defer cc.Close()
-		d.err = errClosed
+		d.err = ctx.Err()
 	case err == nil:
 		n.lines = append(n.lines, &line{cc: cc})
 	default:

@@ -18,7 +18,7 @@ import (
 func (r *Relay) poll(w http.ResponseWriter, req *http.Request, node string) {
 	if tooLong(req) {
 		r.stats.tooLarge.Add(1)
-		polling.Refuse(w, req, http.StatusBadRequest, polling.BadRequest, "Bad request")
+		r.refuse(w, req, http.StatusBadRequest, polling.BadRequest, "Bad request")
 		return
 	}
 	if r.c.MaxBody >= 0 && req.ContentLength > r.c.MaxBody {
@@ -107,6 +107,7 @@ func (r *Relay) empty(w http.ResponseWriter, req *http.Request, status int) {
 	default:
 		r.stats.left.Add(1)
 	}
+	r.part(w)
 	unread(w, req)
 	setLength(w.Header(), 0)
 	w.WriteHeader(status)
@@ -187,9 +188,7 @@ func (r *Relay) answer(w http.ResponseWriter, req *http.Request, rc *http.Respon
 		}
 	}
 	setLength(h, resp.ContentLength)
-	if r.draining.Load() && req.ProtoMajor == 1 {
-		h.Set("Connection", "close")
-	}
+	r.part(w)
 	w.WriteHeader(resp.StatusCode)
 	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }()
 	room := rooms.Get().(*[chunk]byte)

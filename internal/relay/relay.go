@@ -11,6 +11,11 @@
 // The holder decides what a request gets and how long it may take. What the
 // entry bounds, it bounds more widely: it is there for a holder that says
 // nothing.
+//
+// An entry that ends leaves the sessions of others alone, in this order: Drain
+// when the load balancer is to send nothing more, CutSockets while the node's own
+// connections are closed, Release and right behind it Close. Until Close has
+// returned the connections between the nodes are needed.
 package relay
 
 import (
@@ -71,17 +76,19 @@ type Stats struct {
 	Busy       uint64 // … that were refused for MaxRequests
 	Unreached  uint64 // … that were refused since their holder cannot be reached
 	Broken     uint64 // … whose holder or its connection failed before all of the answer had come
+	Late       uint64 // … that were refused since this node ends
 	TooLarge   uint64 // POSTs over MaxBody, or whose path and query are over what is relayed
 	Slow       uint64 // POSTs whose client did not send them in time
 	Left       uint64 // requests whose client went away before there was an answer
 	Lost       uint64 // answers that did not reach their client; the holder was told
 	Served     uint64 // requests that other nodes relayed to this one
 	Malformed  uint64 // … that did not say whose they are
+	Releases   uint64 // times that another node asked to let its GETs go
 	Hops       uint64 // requests that had come relayed and would have gone on
 	Complaints uint64 // lines of the server of relayed requests, panics of Handler among them
 }
 
-// Relay is both halves of a node. Make one with New; Close or Shutdown ends it.
+// Relay is both halves of a node. Make one with New; Close ends it.
 type Relay struct {
 	// Static.
 	c         Config
@@ -90,23 +97,26 @@ type Relay struct {
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
 
-	mu     sync.Mutex       // guards what follows, and the fields of every node and line
-	nodes  map[string]*node // those with a connection, or a dial that goes on or has just failed
-	closed bool
+	mu      sync.Mutex           // guards what follows, and the fields of every node and line
+	nodes   map[string]*node     // those with a connection, or a dial that goes on or has just failed
+	tunnels map[*tunnel]struct{} // WebSockets that are relayed, and requests for one
+	closed  bool
 
 	running  atomic.Int64 // Forwards, and WebSockets that are relayed
-	draining atomic.Bool
-	polls    tally.Tally // Forwards
-	sockets  tally.Tally // WebSockets that are relayed
-	lines    tally.Tally // goroutines that dial, or close
-	serving  tally.Tally // requests in Handler
+	draining atomic.Bool  // since Drain: clients are to go elsewhere
+	ending   atomic.Bool  // since the end of Release: nothing more is relayed
+	polls    tally.Tally  // Forwards
+	sockets  tally.Tally  // WebSockets that are relayed
+	lines    tally.Tally  // goroutines that dial, ask or close
+	serving  tally.Tally  // requests in Handler
 	stats    struct {
-		relayed, busy, unreached, broken, tooLarge, slow, left, lost, served, malformed, hops, complaints atomic.Uint64
+		relayed, busy, unreached, broken, late, tooLarge, slow, left, lost, served, malformed, releases, hops, complaints atomic.Uint64
 	}
 }
 
 const (
 	maxStreams = 4096     // requests on one connection
+	spare      = 16       // … beside them, of what the nodes have to say to each other
 	maxHeader  = 16 << 10 // bytes of a relayed request's header
 	maxTarget  = 12 << 10 // … of what the client has a hand in
 	streamRoom = 32 << 10 // bytes of an answer that wait at the entry for a slow client
@@ -135,7 +145,7 @@ func New(c Config) *Relay {
 	if c.Dial == nil {
 		c.Dial = func(context.Context, string) (net.Conn, error) { return nil, errNoDial }
 	}
-	r := &Relay{c: c, nodes: make(map[string]*node)}
+	r := &Relay{c: c, nodes: make(map[string]*node), tunnels: make(map[*tunnel]struct{})}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.transport = newTransport(&c)
 	r.server = r.newServer()
@@ -154,13 +164,15 @@ var (
 // before it answers, makes a 503: to a client of Socket.IO an error of its
 // transport, after which it begins anew.
 func (r *Relay) Forward(w http.ResponseWriter, req *http.Request, node string) {
+	r.polls.Add() // before ending is looked at: Release misses nobody
+	defer r.polls.Done()
 	switch {
 	case IsRelayed(req.Context()):
 		r.stats.hops.Add(1)
-		polling.Refuse(w, req, http.StatusBadRequest, polling.UnknownSID, "Session ID unknown")
+		r.refuse(w, req, http.StatusBadRequest, polling.UnknownSID, "Session ID unknown")
 		return
-	case r.ctx.Err() != nil:
-		r.unavailable(w, req, "going away")
+	case r.ending.Load():
+		r.late(w, req)
 		return
 	case r.running.Add(1) > int64(r.c.MaxRequests):
 		r.running.Add(-1)
@@ -170,8 +182,6 @@ func (r *Relay) Forward(w http.ResponseWriter, req *http.Request, node string) {
 		return
 	}
 	defer r.running.Add(-1)
-	r.polls.Add()
-	defer r.polls.Done()
 	if req.ProtoMajor == 1 && websocket.IsWebSocketUpgrade(req) {
 		r.socket(w, req, node)
 	} else {
@@ -183,24 +193,10 @@ func (r *Relay) Forward(w http.ResponseWriter, req *http.Request, node string) {
 func (r *Relay) Stats() Stats {
 	s := &r.stats
 	return Stats{
-		Running: r.running.Load(), Relayed: s.relayed.Load(), Busy: s.busy.Load(), Unreached: s.unreached.Load(), Broken: s.broken.Load(),
+		Running: r.running.Load(), Relayed: s.relayed.Load(), Busy: s.busy.Load(), Unreached: s.unreached.Load(), Broken: s.broken.Load(), Late: s.late.Load(),
 		TooLarge: s.tooLarge.Load(), Slow: s.slow.Load(), Left: s.left.Load(), Lost: s.lost.Load(),
-		Served: s.served.Load(), Malformed: s.malformed.Load(), Hops: s.hops.Load(), Complaints: s.complaints.Load(),
+		Served: s.served.Load(), Malformed: s.malformed.Load(), Releases: s.releases.Load(), Hops: s.hops.Load(), Complaints: s.complaints.Load(),
 	}
-}
-
-// Shutdown lets polls come to their end, at the latest when ctx ends, and then
-// closes. Until then requests are relayed as before, but each answer closes its
-// HTTP/1.1 connection, so that the client's next request goes to another node
-// and its session lives on. Relayed WebSockets are cut at the end.
-func (r *Relay) Shutdown(ctx context.Context) error {
-	r.draining.Store(true)
-	err := r.polls.Wait(ctx)
-	if served := r.serving.Wait(ctx); err == nil {
-		err = served
-	}
-	r.Close()
-	return err
 }
 
 // Close cuts everything and waits until it has ended, but no longer than
@@ -208,6 +204,8 @@ func (r *Relay) Shutdown(ctx context.Context) error {
 // may be called twice. Requests that are relayed to other nodes are answered
 // 503, those relayed to this one lose their connection.
 func (r *Relay) Close() {
+	r.Drain()
+	r.ending.Store(true)
 	r.mu.Lock()
 	r.closed = true
 	r.cancel()
@@ -231,9 +229,21 @@ func (r *Relay) Close() {
 	}
 }
 
+// refuse answers a request that is not relayed.
+func (r *Relay) refuse(w http.ResponseWriter, req *http.Request, status, code int, text string) {
+	r.part(w)
+	polling.Refuse(w, req, status, code, text)
+}
+
 // unavailable answers 503. Its text tells nothing about the cluster.
 func (r *Relay) unavailable(w http.ResponseWriter, req *http.Request, text string) {
-	polling.Refuse(w, req, http.StatusServiceUnavailable, polling.BadRequest, text)
+	r.refuse(w, req, http.StatusServiceUnavailable, polling.BadRequest, text)
+}
+
+// late answers a request that came too late.
+func (r *Relay) late(w http.ResponseWriter, req *http.Request) {
+	r.stats.late.Add(1)
+	r.unavailable(w, req, "going away")
 }
 
 // unreached answers a request whose holder cannot be reached.

@@ -731,55 +731,6 @@ func TestCloseLeavesNoGoroutine(t *testing.T) {
 	}
 }
 
-func TestShutdownLetsPollsEndAndSendsTheirClientsElsewhere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPair(t, nil)
-		c, d := p.begin(eio.V4), p.begin(eio.V4)
-		done := c.hold()
-		s := d.upgrade()
-		over := make(chan error, 1)
-		go func() { over <- p.entry.relay.Shutdown(t.Context()) }()
-		time.Sleep(20 * time.Second)
-		d.send("x")
-		s.hear("4x")
-		a := c.post("4x")
-		a.want(t, 200, "ok")
-		if !a.Close {
-			t.Error("the client may stay")
-		}
-		if len(over) > 0 {
-			t.Error("Shutdown did not wait")
-		}
-		c.send("y")
-		(<-done).want(t, 200, "4y")
-		if err := <-over; err != nil {
-			t.Errorf("Shutdown: %v", err)
-		}
-		s.wantEnd(time.Second)
-		c.wantWhole()
-		c.via = p.holder
-		c.send("z")
-		c.get().want(t, 200, "4z")
-	})
-}
-
-func TestShutdownEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPair(t, nil)
-		done := p.begin(eio.V4).hold()
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-		defer cancel()
-		begin := time.Now()
-		if err := p.entry.relay.Shutdown(ctx); err != context.DeadlineExceeded {
-			t.Errorf("Shutdown: %v", err)
-		}
-		if took := time.Since(begin); took != 3*time.Second {
-			t.Errorf("it took %v", took)
-		}
-		(<-done).wantUnavailable(t)
-	})
-}
-
 // A node that was let in, but talks nonsense, is refused and nothing else.
 func TestServeRefusesWhatNoEntrySends(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1089,7 +1040,7 @@ func TestEndOfOneDirectionLeavesTheOtherAMoment(t *testing.T) {
 		toClient, client := ends("10.0.0.8")
 		toHolder, holder := ends("10.0.0.9")
 		done := make(chan struct{})
-		go func() { p.entry.relay.splice(toClient, toHolder); close(done) }()
+		go func() { p.entry.relay.splice(t.Context(), toClient, toHolder); close(done) }()
 		io.WriteString(client, "bye")
 		client.(interface{ CloseWrite() error }).CloseWrite()
 		if b, err := io.ReadAll(holder); string(b) != "bye" || err != nil {

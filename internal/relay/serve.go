@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/embedpush/push/internal/polling"
 	"github.com/embedpush/push/internal/quietlog"
 )
 
@@ -17,7 +18,8 @@ const remote = "Push-Remote"
 
 const maxRemote = 128 // bytes of an address as text
 
-type relayed struct{} // a context's key
+// relayed is a context's key, for the *polling.Group of the connection.
+type relayed struct{}
 
 // IsRelayed reports whether the request with this context came from another
 // node, through a Relay's Serve.
@@ -35,13 +37,14 @@ func (r *Relay) newServer() *http.Server {
 		IdleTimeout:       4 * idleFor, // the entry closes first: it knows whether it is about to ask
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(complaints{r, quietlog.Writer{Log: r.c.Log, Msg: "the server of relayed requests complains"}}, "", 0),
-		// It is not r.ctx: a handler whose request is cancelled answers nothing,
+		// It is not of r.ctx: a handler whose request is cancelled answers nothing,
 		// which net/http makes an empty 200 of as long as the connection lives.
-		BaseContext: func(net.Listener) context.Context {
-			return context.WithValue(context.Background(), relayed{}, true)
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			g := new(polling.Group)
+			return context.WithValue(g.Context(ctx), relayed{}, g)
 		},
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          maxStreams,
+			MaxConcurrentStreams:          maxStreams + spare,
 			MaxReceiveBufferPerStream:     bodyRoom,
 			MaxReceiveBufferPerConnection: bodiesRoom,
 			SendPingTimeout:               r.c.Timeout,
@@ -64,6 +67,12 @@ func (r *Relay) serve(w http.ResponseWriter, req *http.Request) {
 	r.serving.Add()
 	defer r.serving.Done()
 	from := req.Header[remote]
+	if req.Method == methodRelease && len(from) == 0 {
+		r.stats.releases.Add(1)
+		req.Context().Value(relayed{}).(*polling.Group).Release()
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	if len(from) != 1 || len(from[0]) > maxRemote || r.c.Handler == nil {
 		r.stats.malformed.Add(1)
 		http.Error(w, "not relayed as it should be", http.StatusBadRequest)

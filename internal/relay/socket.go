@@ -18,18 +18,28 @@ import (
 func (r *Relay) socket(w http.ResponseWriter, req *http.Request, node string) {
 	if tooLong(req) {
 		r.stats.tooLarge.Add(1)
-		polling.Refuse(w, req, http.StatusBadRequest, polling.BadRequest, "Bad request")
+		r.refuse(w, req, http.StatusBadRequest, polling.BadRequest, "Bad request")
 		return
 	}
+	t := r.newTunnel(node)
+	if t == nil {
+		r.late(w, req)
+		return
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			t.end()
+		}
+	}()
 	ctx, cancel := context.WithTimeout(req.Context(), r.c.Timeout)
 	defer cancel()
-	defer context.AfterFunc(r.ctx, cancel)()
+	defer context.AfterFunc(t.ctx, cancel)()
 	holder, err := r.c.Dial(ctx, node)
 	if err != nil {
 		r.unreached(w, req, node, err)
 		return
 	}
-	kept := false
 	defer func() {
 		if !kept {
 			holder.Close()
@@ -76,7 +86,7 @@ func (r *Relay) socket(w http.ResponseWriter, req *http.Request, node string) {
 	}
 	client, brw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		polling.Refuse(w, req, http.StatusInternalServerError, polling.BadRequest, "this connection cannot be taken over")
+		r.refuse(w, req, http.StatusInternalServerError, polling.BadRequest, "this connection cannot be taken over")
 		return
 	}
 	// What came behind the answer is the WebSocket's.
@@ -101,15 +111,57 @@ func (r *Relay) socket(w http.ResponseWriter, req *http.Request, node string) {
 	go func() {
 		defer r.sockets.Done()
 		defer r.running.Add(-1)
-		r.splice(client, holder)
+		defer t.end()
+		r.splice(t.ctx, client, holder)
 	}()
 }
 
-// splice copies both ways until both have ended.
-func (r *Relay) splice(client, holder net.Conn) {
+// tunnel is a WebSocket that is relayed, or a request for one.
+type tunnel struct {
+	// Static.
+	r    *Relay
+	node string
+	ctx  context.Context // ends with cut, and with Close
+	cut  context.CancelFunc
+}
+
+// newTunnel makes a tunnel; nil: it would be cut soon.
+func (r *Relay) newTunnel(node string) *tunnel {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.draining.Load() {
+		return nil
+	}
+	t := &tunnel{r: r, node: node}
+	t.ctx, t.cut = context.WithCancel(r.ctx)
+	r.tunnels[t] = struct{}{}
+	return t
+}
+
+func (t *tunnel) end() {
+	t.cut()
+	t.r.mu.Lock()
+	defer t.r.mu.Unlock()
+	delete(t.r.tunnels, t)
+}
+
+// tunnelsTo are those to a node; "": to any.
+func (r *Relay) tunnelsTo(node string) (found []*tunnel) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for t := range r.tunnels {
+		if node == "" || t.node == node {
+			found = append(found, t)
+		}
+	}
+	return found
+}
+
+// splice copies both ways until both have ended, or ctx has.
+func (r *Relay) splice(ctx context.Context, client, holder net.Conn) {
 	defer client.Close()
 	defer holder.Close()
-	defer context.AfterFunc(r.ctx, func() { client.Close(); holder.Close() })()
+	defer context.AfterFunc(ctx, func() { client.Close(); holder.Close() })()
 	var other sync.WaitGroup
 	other.Go(func() { r.carry(holder, client) })
 	r.carry(client, holder)
