@@ -142,7 +142,6 @@ type cluster struct {
 	linksMu sync.Mutex
 	links   map[*link.In]*answers // guarded by linksMu: links that peers dialled
 
-	leaving                        sync.Once
 	allocs                         atomic.Uint32 // turns of Alloc
 	sent, served, found, malformed atomic.Uint64
 }
@@ -422,6 +421,8 @@ func (c *cluster) mergeDigest(digest []byte) {
 	for _, s := range stale {
 		if s.Diverged {
 			c.mesh.Need(s.Origin)
+		} else {
+			c.mesh.Redial(s.Origin) // if there is no link to it, there may be none from it
 		}
 	}
 }
@@ -487,8 +488,9 @@ func (c *cluster) users() iter.Seq[string] {
 	return c.directory.Names(directory.Kind(kindUser), directory.Kind(kindElsewhere))
 }
 
-// allocs tells where devices may connect: the nodes that do not drain, the
-// least loaded first, and those within a tenth of each other in turns.
+// alloc tells where devices may connect: the nodes that do not drain, the least
+// loaded first, and those within a tenth of each other in turns. Nodes that this
+// one cannot ask stand last.
 func (c *cluster) alloc(own string) string {
 	type place struct {
 		addr string
@@ -499,9 +501,14 @@ func (c *cluster) alloc(own string) string {
 		places = append(places, place{own, int64(c.e.live.Len())})
 	}
 	for _, n := range c.all() {
-		if n.alloc != "" && !n.member.Load().Draining {
-			places = append(places, place{n.alloc, n.load.Load()})
+		if n.alloc == "" || n.member.Load().Draining {
+			continue
 		}
+		load := n.load.Load()
+		if !n.loaded.Load() || !n.peer.Up() {
+			load = 1 << 41
+		}
+		places = append(places, place{n.alloc, load})
 	}
 	slices.SortFunc(places, func(a, b place) int { return cmp.Or(cmp.Compare(a.load, b.load), cmp.Compare(a.addr, b.addr)) })
 	turn := int(c.allocs.Add(1))
@@ -558,7 +565,7 @@ func (c *cluster) compare(o directory.Origin, theirs []byte) {
 
 // Broken implements link.Handler: what the node has not answered is lost.
 func (c *links) Broken(p *link.Peer) {
-	if n := (*cluster)(c).node(p.Origin()); n != nil {
+	if n := (*cluster)(c).node(p.Origin()); n != nil && n.peer == p {
 		n.lose(false)
 	}
 }
@@ -571,6 +578,7 @@ func (c *links) Beat(o directory.Origin, body []byte) {
 	if load, k := binary.Uvarint(body); k > 0 {
 		if n := (*cluster)(c).node(o); n != nil {
 			n.load.Store(int64(min(load, 1<<40)))
+			n.loaded.Store(true)
 		}
 	}
 }
@@ -588,7 +596,7 @@ func (c *links) News(o directory.Origin, news directory.News) {
 // Answer implements link.Handler.
 func (c *links) Answer(p *link.Peer, kind byte, body []byte) {
 	n := (*cluster)(c).node(p.Origin())
-	if n == nil {
+	if n == nil || n.peer != p { // the run was taken for dead meanwhile
 		return
 	}
 	var over bool
@@ -654,6 +662,13 @@ func (c *cluster) answersOf(in *link.In) *answers {
 		a = &answers{c: c, in: in, flights: make(map[uint64]*served)}
 		a.ctx, a.end = context.WithCancel(c.ctx)
 		c.links[in] = a
+		c.work.Go(func() { // whatever waits for the link, its worker too, does not outlive it
+			select {
+			case <-in.Done():
+				a.end()
+			case <-a.ctx.Done():
+			}
+		})
 	}
 	return a
 }
@@ -734,7 +749,7 @@ func (c *cluster) stats() *ClusterStats {
 // ready is nil once a peer was reached, and all that the others held when they
 // were met is known here, or the time to join is over; without seeds at once.
 func (c *cluster) ready() error {
-	if err := c.list.Ready(); err != nil || time.Since(c.started) >= joinTime {
+	if err := c.list.Ready(); err != nil || time.Since(c.started) >= members.JoinTime {
 		return err
 	}
 	current := make(map[directory.Origin]bool)
@@ -748,8 +763,6 @@ func (c *cluster) ready() error {
 	}
 	return nil
 }
-
-const joinTime = 10 * time.Second // members.List's
 
 // drain tells the peers, and the clients whose requests are passed on, that this
 // node shuts down. It does not wait for them.
@@ -958,16 +971,18 @@ type asked interface {
 	lost() // there will be none. It may come more than once
 }
 
-// expect notes what is going to be asked. It has to be before that is sent.
-func (n *node) expect(a asked) (id uint64, ok bool) {
+// expect notes what is going to be asked, and sets its id. It has to be before
+// that is sent.
+func (n *node) expect(a asked, id *uint64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.gone {
-		return 0, false
+		return false
 	}
 	n.last++
+	*id = n.last
 	n.asked[n.last] = a
-	return n.last, true
+	return true
 }
 
 // lost tells whether it is there no more.
@@ -1014,6 +1029,7 @@ type sending struct {
 	a       Audience
 	targets []target
 	one     [1]target // room for most
+	waits   bool      // pushes to its one user wait for him to be found, and it waits behind them
 	message []byte    // what is the same for all nodes
 
 	// Static after begin.
@@ -1031,14 +1047,17 @@ type sending struct {
 func (c *cluster) reach(a *Audience, p *encoded) (*sending, error) {
 	var few [8]target
 	targets := c.targets(few[:0], a)
-	if len(targets) == 0 {
+	if a.filtered() {
+		to := audienceOf(a, nil)
+		if err := to.Check(); err != nil {
+			return nil, fmt.Errorf("push: the audience cannot go to other nodes: %w", err)
+		}
+	}
+	waits := a.User != "" && c.moving.waits(keyOf(a.space(), kindUser, a.User))
+	if len(targets) == 0 && !waits {
 		return nil, nil
 	}
-	to := audienceOf(a, nil)
-	if err := to.Check(); err != nil {
-		return nil, fmt.Errorf("push: the audience cannot go to other nodes: %w", err)
-	}
-	s := &sending{c: c, a: *a}
+	s := &sending{c: c, a: *a, waits: waits}
 	s.targets = append(s.one[:0], targets...)
 	s.message = nodemsg.AppendMessage(make([]byte, 0, p.size()), p.event, p.value)
 	return s, nil
@@ -1195,13 +1214,11 @@ func (s *sending) begin(ctx context.Context, f *flight, p *encoded, ack Ack, rat
 	if until, ok := ctx.Deadline(); ok && (s.until.IsZero() || until.Before(s.until)) {
 		s.until = until
 	}
+	s.c.moving.queue(s)
 	for i := range s.targets {
 		t := &s.targets[i]
-		if f != nil {
-			t.users = s.c.moving.queue(s, t.users)
-			if len(t.users) == 0 && (s.a.User != "" || len(s.a.Users) > 0) {
-				continue
-			}
+		if len(t.users) == 0 && (s.a.User != "" || len(s.a.Users) > 0) {
+			continue // others wait for them
 		}
 		if s.send(t, nil, false) == link.ErrFull {
 			s.full = append(s.full, i)
@@ -1239,15 +1256,20 @@ func (s *sending) send(t *target, ctx context.Context, again bool) error {
 		left := time.Until(s.until)
 		push.Wait = uint32(max(1, (left - min(left/20, early)).Milliseconds()))
 	}
+	if len(t.users) > nodemsg.MaxUsers {
+		s.fail(t, TooLarge)
+		return nil
+	}
 	var p *part
 	if s.flight != nil {
 		p = &part{s: s, node: n, users: t.users, again: again}
-		var ok bool
-		if p.id, ok = n.expect(p); !ok {
-			s.fail(t, NodeLost)
+		switch {
+		case !s.flight.add(p):
 			return nil
-		}
-		if !s.flight.add(p) {
+		case !n.expect(p, &p.id):
+			p.lost()
+			return nil
+		case p.isOver(): // since it was added
 			n.forget(p.id)
 			return nil
 		}
@@ -1319,6 +1341,7 @@ const (
 	early     = 10 * time.Millisecond  // how much sooner than here the wait for answers ends on other nodes
 	moveGrace = 100 * time.Millisecond // how long a user who has just left a node is looked for
 	maxMoving = 10_000                 // pushes that wait for that
+	maxLooked = 1000                   // users of a push, beyond which it does not look for those who moved
 )
 
 var frames = sync.Pool{New: func() any { return new([]byte) }}
@@ -1407,7 +1430,6 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 		f.mu.Unlock()
 		return true, nil
 	}
-	f.heard = time.Now()
 	for err == nil && res.Rows.Next(&row) {
 		if row.New {
 			if p.told || int(row.Index) != len(p.devices) {
@@ -1431,8 +1453,12 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 			break
 		}
 		d.Status, d.Latency = Status(row.Status), now
-		if d.Status == Acked {
-			d.Reply = slices.Clone(row.Reply)
+		if d.Status == Acked && len(row.Reply) > 0 {
+			if f.e.keepReplyLocked(f, len(row.Reply)) {
+				d.Reply = slices.Clone(row.Reply)
+			} else {
+				f.e.stats.limit(limitedReplies)
+			}
 		}
 		became[row.Status]++
 		p.settled++
@@ -1470,6 +1496,12 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 		p.lost()
 	}
 	return over, err
+}
+
+func (p *part) isOver() bool {
+	p.s.flight.mu.Lock()
+	defer p.s.flight.mu.Unlock()
+	return p.over
 }
 
 // lost implements asked.
@@ -1553,30 +1585,50 @@ type moves struct {
 type move struct {
 	part   *part // stands for it in the flight
 	user   string
-	behind bool // it was not sent yet: it only waits for its turn
+	until  time.Time // the end of its grace
+	behind bool      // it was not sent yet: it only waits for its turn
 }
 
-// queue takes the users out of a push for which others already wait, and lets
-// it wait behind them. It returns the rest.
-func (m *moving) queue(s *sending, users []string) []string {
-	if m.n.Load() == 0 || len(users) == 0 {
-		return users
+// waits tells whether pushes to a user wait for him to be found.
+func (m *moving) waits(key placeKey) bool {
+	if m.n.Load() == 0 {
+		return false
 	}
-	var rest []string
-	for _, user := range users {
-		m.mu.Lock()
-		_, waits := m.lanes[keyOf(s.a.space(), kindUser, user)]
-		m.mu.Unlock()
-		if !waits || !m.add(s, user, true) {
-			rest = append(rest, user)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lanes[key] != nil
+}
+
+// queue takes the users out of a push's targets for whom others already wait,
+// and lets it wait behind them.
+func (m *moving) queue(s *sending) {
+	if m.n.Load() == 0 || s.flight == nil {
+		return
+	}
+	behind := make(map[string]bool)
+	queue := func(user string) bool {
+		if _, asked := behind[user]; !asked {
+			behind[user] = m.waits(keyOf(s.a.space(), kindUser, user)) && m.add(s, user, true)
+		}
+		return behind[user]
+	}
+	if s.a.User != "" {
+		queue(s.a.User) // also one whom no node has at this moment
+	}
+	for i := range s.targets {
+		t := &s.targets[i]
+		if slices.ContainsFunc(t.users, queue) {
+			t.users = slices.DeleteFunc(slices.Clone(t.users), queue)
 		}
 	}
-	return rest
 }
 
 // look looks once more for a user of a push. If others have him, or may still say
 // so, it does not wait for him to come.
 func (m *moving) look(s *sending, user string) {
+	if len(s.a.Users) > maxLooked {
+		return
+	}
 	if s.flight.expects(user) {
 		m.send(s, user, keyOf(s.a.space(), kindUser, user))
 	} else {
@@ -1585,7 +1637,7 @@ func (m *moving) look(s *sending, user string) {
 }
 
 func (m *moving) add(s *sending, user string, behind bool) bool {
-	mv := &move{part: &part{s: s, users: []string{user}, again: true}, user: user, behind: behind}
+	mv := &move{part: &part{s: s, users: []string{user}, again: true}, user: user, until: time.Now().Add(moveGrace), behind: behind}
 	key := keyOf(s.a.space(), kindUser, user)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -1652,7 +1704,7 @@ func (m *moving) run(key placeKey, lane *moves) {
 // little for somebody to come.
 func (m *moving) find(key placeKey, lane *moves, mv *move) {
 	s := mv.part.s
-	grace := time.NewTimer(moveGrace)
+	grace := time.NewTimer(time.Until(mv.until))
 	defer grace.Stop()
 	for !m.send(s, mv.user, key) && !s.flight.expects(mv.user) {
 		select {
@@ -1730,6 +1782,7 @@ type served struct {
 
 	// Owned by the link's writer.
 	announced int    // of the deliveries
+	done      bool   // it was told that all are
 	told      []bool // which of them are settled
 	left      int    // how many are not
 }
@@ -1753,6 +1806,7 @@ const (
 	maxAnswers = 4 << 20 // bytes of frames that wait for a link; beyond it no request is read
 	maxServed  = 65_536  // pushes of one peer that wait for devices; beyond it they are Overloaded
 	maxRows    = 256     // of one Result
+	maxResult  = 1 << 20 // bytes after which a Result ends
 )
 
 // settled implements what a flight tells of a delivery.
@@ -1793,7 +1847,7 @@ func (a *answers) note(s *served, i int32) {
 // push hands a frame to the link's writer. While too many wait, it waits.
 func (a *answers) push(frame []byte) {
 	a.mu.Lock()
-	for len(a.frames) > 0 && len(a.frames)+len(frame) > maxAnswers && !a.over {
+	for len(a.frames) > 0 && len(a.frames)+len(frame) > maxAnswers && !a.over && a.ctx.Err() == nil {
 		if a.room == nil {
 			a.room = make(chan struct{})
 		}
@@ -1805,7 +1859,7 @@ func (a *answers) push(frame []byte) {
 		}
 		a.mu.Lock()
 	}
-	if a.over {
+	if a.over || a.ctx.Err() != nil {
 		a.mu.Unlock()
 		return
 	}
@@ -1831,8 +1885,8 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 		changed, scan := s.changed, s.scan
 		s.changed, s.scan = nil, false
 		a.mu.Unlock()
-		var over bool
-		dst, over = s.append(dst, changed, scan)
+		var rest, over bool
+		dst, rest, over = s.append(dst, changed, scan)
 		if over {
 			s.f.land()
 		}
@@ -1845,7 +1899,7 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 		case over:
 			s.over = true
 			delete(a.flights, s.id)
-		case s.announced < len(s.told): // further devices in their turn
+		case rest: // in its turn
 			s.scan = true
 			a.waiting = append(a.waiting, s)
 		case len(s.changed) > 0 || s.scan:
@@ -1862,43 +1916,59 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 }
 
 // append appends what is to be told of a push: devices are announced in their
-// order, maxRows at a time, and what became of those that are announced is
-// told. over: there is nothing left to tell.
-func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, over bool) {
+// order, and what became of those that are announced is told. A Result has
+// maxRows at most, and ends behind the row with which it has maxResult bytes.
+// rest: there is more. over: there is nothing left to tell.
+func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, rest, over bool) {
 	f := s.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	until := min(len(s.told), s.announced+maxRows)
-	head := nodemsg.Result{ID: s.id, Done: until == len(s.told), Total: uint32(len(s.told))}
+	from, rows := len(dst), 0
+	full := func() bool { return rows >= maxRows || len(dst)-from >= maxResult }
 	dst, mark := link.Begin(dst, nodemsg.KindResult)
-	dst = nodemsg.AppendResultHead(dst, &head)
+	dst = nodemsg.AppendResultHead(dst, &nodemsg.Result{ID: s.id})
 	settle := func(i int) {
-		if d := &f.deliveries[i]; d.Status != 0 && !s.told[i] {
-			s.told[i] = true
-			s.left--
-			dst = nodemsg.AppendRow(dst, &nodemsg.Row{Index: uint32(i), Settled: true, Status: uint8(d.Status), Reply: d.Reply})
+		d := &f.deliveries[i]
+		if d.Status == 0 || s.told[i] {
+			return
 		}
+		if full() {
+			rest = true
+			return
+		}
+		rows++
+		s.told[i] = true
+		s.left--
+		dst = nodemsg.AppendRow(dst, &nodemsg.Row{Index: uint32(i), Settled: true, Status: uint8(d.Status), Reply: d.Reply})
 	}
-	if scan {
-		for i := range s.announced {
-			settle(i)
-		}
+	for i := 0; scan && !rest && i < s.announced; i++ {
+		settle(i)
 	}
 	for _, i := range changed {
 		if int(i) < s.announced {
 			settle(int(i))
 		}
 	}
-	for ; s.announced < until; s.announced++ {
+	for ; s.announced < len(s.told) && !full(); s.announced++ {
 		d := &f.deliveries[s.announced]
 		row := announce(d, s.announced)
 		if row.Settled {
 			s.told[s.announced] = true
 			s.left--
 		}
+		rows++
 		dst = nodemsg.AppendRow(dst, &row)
 	}
-	return link.End(dst, mark), s.left == 0 && s.announced == len(s.told)
+	dst = link.End(dst, mark)
+	switch {
+	case s.announced < len(s.told):
+		rest = true
+	case !s.done:
+		s.done = true
+		dst, mark = link.Begin(dst, nodemsg.KindResult)
+		dst = link.End(nodemsg.AppendResultHead(dst, &nodemsg.Result{ID: s.id, Done: true, Total: uint32(len(s.told))}), mark)
+	}
+	return dst, rest, !rest && s.left == 0
 }
 
 // announce is the row that tells of a device for the first time.
@@ -1917,11 +1987,11 @@ func (c *cluster) servePush(a *answers, body []byte) error {
 		return err
 	}
 	audience := audienceFrom(&in.To)
-	if err := audience.one(); err != nil {
-		return err
-	}
 	p := encoded{e: c.e, space: audience.space(), event: in.Event, value: in.Value}
-	if err := checkEvent(p.event); err != nil {
+	if err := cmp.Or(audience.one(), checkEvent(p.event)); err != nil {
+		if !in.Quiet {
+			a.result(&nodemsg.Result{ID: in.ID, Done: true}, nil)
+		}
 		return err
 	}
 	if ack := Ack(in.Ack); ack != NoAck {
@@ -2078,6 +2148,7 @@ func (a *answers) close() {
 type question struct {
 	c     *cluster
 	calls []*call
+	begin time.Time
 	done  chan struct{} // closed when nothing is open
 
 	mu      sync.Mutex
@@ -2101,20 +2172,19 @@ type call struct {
 // ask asks the nodes that hold an audience to do something to it; nil if there
 // are none.
 func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
-	targets := c.targets(nil, a)
-	if len(targets) == 0 {
-		return nil, nil
-	}
 	to := audienceOf(a, nil)
 	if err := to.Check(); err != nil {
 		return nil, fmt.Errorf("push: the audience cannot go to other nodes: %w", err)
 	}
-	q := &question{c: c, done: make(chan struct{}), open: len(targets)}
+	targets := c.targets(nil, a)
+	if len(targets) == 0 {
+		return nil, nil
+	}
+	q := &question{c: c, begin: time.Now(), done: make(chan struct{}), open: len(targets)}
 	for _, t := range targets {
 		k := &call{q: q, node: t.node}
 		q.calls = append(q.calls, k)
-		var ok bool
-		if k.id, ok = t.node.expect(k); !ok {
+		if !t.node.expect(k, &k.id) {
 			k.lost()
 			continue
 		}
@@ -2133,6 +2203,7 @@ func (k *call) send(ctx context.Context) (err error) {
 		err = k.node.peer.Send(ctx, k.frame)
 	}
 	if err != nil && (err != link.ErrFull || ctx != nil) {
+		k.node.forget(k.id)
 		k.end(fmt.Errorf("push: node %s: %w", k.node.member.Load().ID, statusErrors[statusOf(err)]))
 	}
 	return err
@@ -2146,7 +2217,7 @@ func (q *question) wait(ctx context.Context) (n int, devices []Device, errs []er
 	}
 	if d := q.c.e.cfg.Limits.AckTimeout; d > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d)
+		ctx, cancel = context.WithDeadline(ctx, q.begin.Add(d))
 		defer cancel()
 	}
 	full, cancel := context.WithTimeout(ctx, fullTime)
@@ -2160,6 +2231,7 @@ func (q *question) wait(ctx context.Context) (n int, devices []Device, errs []er
 	case <-q.done:
 	case <-ctx.Done():
 		for _, k := range q.calls {
+			k.node.forget(k.id)
 			k.lost()
 		}
 	}
@@ -2224,7 +2296,6 @@ func (k *call) lost() {
 }
 
 func (k *call) end(err error) {
-	k.node.forget(k.id)
 	k.q.mu.Lock()
 	defer k.q.mu.Unlock()
 	k.endLocked(err)
@@ -2251,10 +2322,12 @@ func (c *cluster) serveCall(a *answers, body []byte) error {
 		return err
 	}
 	audience := audienceFrom(&in.To)
+	ret := nodemsg.Return{ID: in.ID}
 	if err := audience.one(); err != nil {
+		ret.Done, ret.Errors = true, []string{err.Error()}
+		a.returns(&ret)
 		return err
 	}
-	ret := nodemsg.Return{ID: in.ID}
 	var n int
 	switch in.Op {
 	case nodemsg.Devices:

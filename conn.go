@@ -21,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/embedpush/push/client/js"
 	"github.com/embedpush/push/internal/eio"
@@ -2983,8 +2984,8 @@ func (e *Engine) class(l *Login) (class string, err error) {
 	if e.hook("DeviceClass", 0, func() { class = e.cfg.DeviceClass(l) }) {
 		return "", errPanic
 	}
-	if len(class) > maxClass {
-		err = fmt.Errorf("push: DeviceClass of %d bytes, want at most %d", len(class), maxClass)
+	if len(class) > maxClass || !utf8.ValidString(class) {
+		err = fmt.Errorf("push: DeviceClass of %d bytes, want at most %d of UTF-8", len(class), maxClass)
 		e.log.Error("push: login failed", "err", err)
 	}
 	return class, err

@@ -110,7 +110,7 @@ type Config struct {
 	// DeviceClass sorts a user's connections into classes of which the newest
 	// stays and the others are replaced: a page is closed (4409), an mpush
 	// device gets KICK and is in no place (see MPush.CloseKicked). "" is the class
-	// of which there may be many. At most 16 bytes: a longer one fails the
+	// of which there may be many. At most 16 bytes of UTF-8: another one fails the
 	// login like any other error. It runs right after Authenticate on the same
 	// goroutine. nil: pages have class "", and mpush devices are "mobile", "pc",
 	// "web" or "unknown" by their OS, as mpush sorts them.
@@ -1261,6 +1261,9 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 		return e.pushPlace(ctx, key, conns, n, m, &p, away)
 	}
 	conns, owners, offline := e.appendConns(few[:0], a)
+	if away != nil && away.waits { // behind the others, also to connections here
+		conns, offline = nil, []string{a.User}
+	}
 	if _, ok := a.place(); ok && m.Ack == NoAck && (m.Rate == 0 || len(conns) == 0 && away == nil) {
 		return e.pushRoom(ctx, conns, m, &p, away)
 	}
@@ -1436,12 +1439,17 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 	}
 	flights := e.counted()
 	pace := float64(m.Rate)
+	f.paced = m.Rate > 0
 	if away != nil {
 		pace /= float64(away.parts(len(conns)))
 		if m.Rate > 0 {
 			f.pause = time.Duration(float64(time.Second) / pace)
 		}
-		away.begin(ctx, f, push, m.Ack, pace)
+		until := ctx
+		if m.Async {
+			until = context.WithoutCancel(ctx)
+		}
+		away.begin(until, f, push, m.Ack, pace)
 	}
 	if m.Async {
 		if pace == 0 {
@@ -1506,13 +1514,13 @@ type flight struct {
 	progress func(Receipt)
 	done     chan struct{} // closed when open falls to 0
 	moved    chan struct{} // poked by settle for progress; never closed
+	paced    bool          // the wait for answers begins when it was sent to the last device here
 	pause    time.Duration // of a push that other nodes pace: the longest between two devices there; 0: none does
 	sink     *served       // it is another node's, which is told; nil: it is this node's
 
 	mu         sync.Mutex
 	deliveries []Delivery // guarded by mu; more come while it is open
 	written    []bool     // guarded by mu, as long as conns: may have left, its status will come
-	heard      time.Time  // guarded by mu: when a part last told something
 	late       []late     // guarded by mu: connections that came to this node meanwhile
 	parts      []*part    // guarded by mu: what other nodes do of it
 	offline    []string   // guarded by mu: users without a device
@@ -1531,9 +1539,8 @@ type late struct {
 
 // newFlight makes a flight that is open until depart.
 func newFlight(e *Engine, conns []*Conn, owners []string, ack uint32, progress func(Receipt)) *flight {
-	now := time.Now()
 	f := &flight{
-		e: e, conns: slices.Clone(conns), ack: ack, begin: now, heard: now, progress: progress, done: make(chan struct{}),
+		e: e, conns: slices.Clone(conns), ack: ack, begin: time.Now(), progress: progress, done: make(chan struct{}),
 		deliveries: describe(conns, owners), written: make([]bool, len(conns)), open: len(conns) + 1,
 	}
 	if progress != nil {
@@ -1628,8 +1635,20 @@ func (f *flight) sendLate(c *Conn, owner string, p *encoded) {
 	f.late = append(f.late, late{c, i})
 	f.open++
 	f.mu.Unlock()
-	f.send(i, c, p, nil)
+	s := f.e.shards[c.shard]
+	if s.pending.Load() == 0 {
+		f.send(i, c, p, nil)
+	} else if s.post(noWait, &item{push: p, conns: []*Conn{c}, indexes: []int{i}, flight: f}) != nil {
+		f.settle(i, Overloaded, nil)
+	}
 }
+
+// noWait is for who may not wait for room.
+var noWait = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
 
 // send writes the push to one connection and settles what can be said now. A
 // shard's worker and wait may be at it at the same time: who takes the
@@ -1683,7 +1702,14 @@ func (f *flight) settle(i int, status Status, reply json.RawMessage) {
 
 // depart says that the flight is launched: from here on it is over when every
 // device has its status.
-func (f *flight) depart() { f.close(1) }
+func (f *flight) depart() {
+	f.mu.Lock()
+	last, nobody := f.closeLocked(1)
+	f.mu.Unlock()
+	if last {
+		f.closed(last, nobody)
+	}
+}
 
 // close counts n of what was open out.
 func (f *flight) close(n int) {
@@ -1740,6 +1766,9 @@ func (f *flight) wait(ctx context.Context) {
 	var timer *time.Timer
 	var timeout <-chan time.Time
 	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
+		if !f.paced {
+			d = max(1, d-time.Since(f.begin))
+		}
 		timer = time.NewTimer(d)
 		defer timer.Stop()
 		timeout = timer.C
@@ -1790,8 +1819,8 @@ func (f *flight) tell(last bool) {
 }
 
 // patience is how much longer a flight waits for other nodes that pace the push,
-// when the wait for this one's devices is over: as long as they tell something
-// now and then.
+// when the wait for this one's devices is over: until the one with the most
+// devices has sent to the last of them, and waited for its answer.
 func (f *flight) patience() time.Duration {
 	if f.pause == 0 {
 		return 0
@@ -1799,16 +1828,21 @@ func (f *flight) patience() time.Duration {
 	f.giveUpConns()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return time.Until(f.heard.Add(f.e.cfg.Limits.AckTimeout + f.pause + time.Second))
+	most := 1
+	for _, p := range f.parts {
+		most = max(most, len(p.devices))
+	}
+	return time.Until(f.begin.Add(time.Duration(most)*f.pause + f.e.cfg.Limits.AckTimeout + time.Second))
 }
 
 // giveUp settles what has no status: Timeout what was written, Overloaded what
 // was not, NodeLost what a node has said nothing of.
 func (f *flight) giveUp() {
-	f.giveUpConns()
 	f.mu.Lock()
+	f.over = true
 	parts := slices.Clone(f.parts)
 	f.mu.Unlock()
+	f.giveUpConns()
 	for _, p := range parts {
 		p.giveUp()
 	}
@@ -1817,7 +1851,6 @@ func (f *flight) giveUp() {
 // giveUpConns is giveUp for the connections of this node.
 func (f *flight) giveUpConns() {
 	f.mu.Lock()
-	f.over = true
 	if f.open == 0 {
 		f.mu.Unlock()
 		return
@@ -1854,11 +1887,13 @@ func (f *flight) giveUpConn(i int, c *Conn) {
 // keepReply counts the bytes of an answer that a flight keeps, unless all
 // answers together are over TotalQueueBytes.
 func (e *Engine) keepReply(f *flight, n int) bool {
-	if n == 0 {
-		return true
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return n == 0 || e.keepReplyLocked(f, n)
+}
+
+// keepReplyLocked is keepReply with f.mu held.
+func (e *Engine) keepReplyLocked(f *flight, n int) bool {
 	if total := int64(e.cfg.Limits.TotalQueueBytes); f.landed || total > 0 && e.replies.Load()+int64(n) > total {
 		return f.landed
 	}
@@ -2110,6 +2145,10 @@ func (e *Engine) finish(ctx context.Context) error {
 			e.flights[0].Wait(context.Background())
 			e.flights[1].Wait(context.Background())
 			e.hooks.Wait(context.Background())
+			if e.presence != nil {
+				e.presence.close()
+				e.hooks.Wait(context.Background())
+			}
 			if e.proxy != nil {
 				e.proxy.Close()
 			}

@@ -709,6 +709,14 @@ type presence struct {
 	todo  map[string]sighted // guarded by mu: users that have to be looked at
 	order []string           // guarded by mu: todo's users
 	alive bool               // guarded by mu: run's goroutine is there
+	over  bool               // guarded by mu: the engine has ended, and nothing is told any more
+}
+
+// close tells nothing any more.
+func (p *presence) close() {
+	p.mu.Lock()
+	p.over = true
+	p.mu.Unlock()
 }
 
 // sighted is where a user came or went.
@@ -731,6 +739,9 @@ func (p *presence) know(user string) { p.note(user, sighted{quiet: true}) }
 func (p *presence) note(user string, s sighted) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.over {
+		return
+	}
 	if _, waiting := p.todo[user]; !waiting {
 		p.order = append(p.order, user)
 	} else if s.quiet {

@@ -142,6 +142,7 @@ type Directory struct {
 	mu      sync.RWMutex       // guards what follows, and in each origin what it says there
 	origins map[Origin]*origin // all but forgotten ones
 	live    []*origin          // those that are up
+	met     map[Origin]bool    // forgotten by Sweep and current before: if they come again, what they hold is news
 }
 
 // origin is what is known of another node's run.
@@ -183,7 +184,7 @@ func New(self Origin, changed func(from Origin, kind Kind, name []byte, early bo
 	if !validID(self.ID) {
 		panic(fmt.Sprintf("directory: node id %q", self.ID))
 	}
-	d := &Directory{self: self, seed: maphash.MakeSeed(), changed: changed, origins: make(map[Origin]*origin)}
+	d := &Directory{self: self, seed: maphash.MakeSeed(), changed: changed, origins: make(map[Origin]*origin), met: make(map[Origin]bool)}
 	d.own = own{set: new(set), ringOps: RingOps, ringBytes: ringBytes, segmentOps: segmentOps, partBytes: PartBytes}
 	return d
 }
@@ -259,6 +260,11 @@ func (d *Directory) Hello(o Origin, member bool, now time.Time) (later bool, err
 		if !s.up && s.hidden.IsZero() {
 			s.hidden = now
 		}
+		for other := range d.met {
+			if other.ID == o.ID && other.Epoch < o.Epoch {
+				delete(d.met, other)
+			}
+		}
 		for other, q := range d.origins {
 			if other.ID == o.ID && other.Epoch < o.Epoch && d.forgetLocked(q) {
 				gone = append(gone, q)
@@ -279,6 +285,7 @@ func (d *Directory) Hello(o Origin, member bool, now time.Time) (later bool, err
 // proves that it is gone, or it is not worth keeping.
 func (d *Directory) Forget(o Origin) {
 	d.mu.Lock()
+	delete(d.met, o)
 	s := d.origins[o]
 	was := s != nil && d.forgetLocked(s)
 	d.mu.Unlock()
@@ -291,9 +298,13 @@ func (d *Directory) Forget(o Origin) {
 func (d *Directory) Sweep(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, s := range d.origins {
-		if !s.up && now.Sub(s.hidden) >= Keep {
-			d.forgetLocked(s)
+	for o, s := range d.origins {
+		if s.up || now.Sub(s.hidden) < Keep {
+			continue
+		}
+		d.forgetLocked(s)
+		if s.current && len(d.met) < MaxOrigins { // it may only have been cut off
+			d.met[o] = true
 		}
 	}
 }
@@ -317,7 +328,8 @@ func (d *Directory) knowLocked(o Origin) (*origin, error) {
 	if len(d.origins) >= MaxOrigins {
 		return nil, ErrFull
 	}
-	s := &origin{Origin: o, set: new(set)}
+	met := d.met[o]
+	s := &origin{Origin: o, set: new(set), was: met, current: met}
 	d.origins[o] = s
 	return s, nil
 }

@@ -1352,3 +1352,43 @@ func TestChangesOfAnElderRunAreEarlyUntilItIsCurrent(t *testing.T) {
 		}
 	}
 }
+
+// TestARunThatWasForgottenComesBackWithNews: a partition longer than Keep hid
+// its places, so that they are there again is no early news.
+func TestARunThatWasForgottenComesBackWithNews(t *testing.T) {
+	now := time.UnixMilli(1_700_000_000_000)
+	elder := Origin{"b", 5}
+	var told []bool
+	d := New(Origin{"a", 10}, func(_ Origin, _ Kind, _ []byte, early bool) { told = append(told, early) })
+	other := New(elder, nil)
+	other.Join(Place{1, "old"})
+	meets := func() {
+		t.Helper()
+		if err := d.Up(elder); err != nil {
+			t.Fatal(err)
+		}
+		frame, _, _ := other.AppendDelta(nil, 0, 1<<20)
+		if _, err := d.MergeDelta(elder, frame, now); err != nil {
+			t.Fatal(err)
+		}
+		seq, hash, clock := other.Position()
+		if _, err := d.MergeBeat(elder, seq, hash, clock, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	meets()
+	d.Down(elder, now)
+	d.Sweep(now.Add(Keep))
+	if len(d.Origins(nil)) != 0 {
+		t.Fatal("it is not forgotten")
+	}
+	meets()
+	if want := []bool{true, false, false}; !slices.Equal(told, want) {
+		t.Errorf("told %v of what it held when it was met, went and came back, want %v", told, want)
+	}
+	d.Forget(elder) // another run answered in its place
+	meets()
+	if want := []bool{true, false, false, false, true}; !slices.Equal(told, want) {
+		t.Errorf("told %v, and then of a run that was proved to be over, want %v", told, want)
+	}
+}

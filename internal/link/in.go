@@ -57,6 +57,10 @@ var errReplaced = errors.New("it dialled anew")
 // Origin is who dialled.
 func (in *In) Origin() directory.Origin { return in.origin }
 
+// Done is closed when the link is over. Requests that came before are still
+// handled then, and Handler.Ended comes behind them.
+func (in *In) Done() <-chan struct{} { return in.done }
+
 // Ready says that a Source has something to send back. It never blocks, and may
 // be called any number of times: a Source stands in the queue once. After the
 // end of the link it does nothing. The Source's type must be comparable.

@@ -35,13 +35,15 @@ const (
 	// MaxExtra is how many bytes a node may tell of itself.
 	MaxExtra = 300
 
+	// JoinTime is how long Ready waits for a first peer.
+	JoinTime = 10 * time.Second
+
 	// MaxDigest is how many bytes go along with an exchange of everything.
 	MaxDigest = 1 << 20
 )
 
 const (
 	tickTime      = time.Second      // how often run looks what is due
-	joinTime      = 10 * time.Second // how long Ready waits for a first peer
 	rejoinLongest = 30 * time.Second // the longest pause between two attempts: 1, 2, 4 … s
 	rememberLost  = 24 * time.Hour   // how long a vanished node is looked for
 	conflictAfter = 15 * time.Second // a moved node's old run is noticed dead before this
@@ -272,10 +274,10 @@ func (l *List) Alive(o directory.Origin) bool {
 	return p != nil && !p.gone
 }
 
-// Ready is nil once a peer was reached or joinTime is over; without seeds at
+// Ready is nil once a peer was reached or JoinTime is over; without seeds at
 // once.
 func (l *List) Ready() error {
-	if len(l.cfg.Seeds) == 0 || l.met.Load() || time.Since(l.cfg.Started) >= joinTime {
+	if len(l.cfg.Seeds) == 0 || l.met.Load() || time.Since(l.cfg.Started) >= JoinTime {
 		return nil
 	}
 	return errors.New("push: joining the cluster, no peer reached yet")
