@@ -41,8 +41,27 @@ async function start(variable, address = "127.0.0.1:0", flags = []) {
 		});
 		child.once("exit", (code) => reject(new Error(`${variable} ended with ${code}: ${said}`)));
 	});
-	const ask = async (method, path, query, body) =>
-		fetch(`${url}${path}?${new URLSearchParams(query)}`, { method, body, signal: AbortSignal.timeout(WAIT) });
+	/** What the program can be asked; under is before the paths of its routes. */
+	const routes = (under) => {
+		const ask = async (method, path, query, body) =>
+			fetch(`${url}${under}${path}?${new URLSearchParams(query)}`, { method, body, signal: AbortSignal.timeout(WAIT) });
+		return {
+			/** POSTs a push and returns { status, receipt }. */
+			async push(query, data) {
+				const answer = await ask("POST", "/push", query, JSON.stringify(data));
+				return { status: answer.status, receipt: await answer.json() };
+			},
+			async stats() {
+				return (await ask("GET", "/stats")).json();
+			},
+			/** Asks one of the program's other routes, and returns its JSON. */
+			async ask(method, path, query) {
+				const answer = await ask(method, path, query);
+				assert.equal(answer.status, 200, `${path}: ${answer.ok || (await answer.text())}`);
+				return answer.json();
+			},
+		};
+	};
 	return {
 		url,
 		address: new URL(url).host,
@@ -56,20 +75,9 @@ async function start(variable, address = "127.0.0.1:0", flags = []) {
 			clearTimeout(late);
 			if (signal === "SIGINT") assert.equal(code, 0, said);
 		},
-		/** POSTs a push and returns { status, receipt }. */
-		async push(query, data) {
-			const answer = await ask("POST", "/push", query, JSON.stringify(data));
-			return { status: answer.status, receipt: await answer.json() };
-		},
-		async stats() {
-			return (await ask("GET", "/stats")).json();
-		},
-		/** Asks one of the program's other routes, and returns its JSON. */
-		async ask(method, path, query) {
-			const answer = await ask(method, path, query);
-			assert.equal(answer.status, 200, `${path}: ${answer.ok || (await answer.text())}`);
-			return answer.json();
-		},
+		...routes(""),
+		/** A node's push, stats and ask, of a sioserver that is several. */
+		node: (name) => routes(`/node/${name}`),
 	};
 }
 

@@ -9,8 +9,9 @@ import { after, before, describe, test as nodeTest } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
-import { startSioserver, test as alone, until, WAIT, within } from "./harness.mjs";
-import { clients, dial, ways } from "./sioclients.mjs";
+import { startSioserver, test as alone, until, WAIT } from "./harness.mjs";
+import { clients, ways } from "./sioclients.mjs";
+import { ask, beside, bytes, connected, fresh, inOrder, Inbox, once, refusal, same, start as begin, upgraded } from "./sockets.mjs";
 
 let server;
 before(async () => {
@@ -21,81 +22,11 @@ after(async () => {
 	await server?.stop("SIGKILL");
 });
 
-let names = 0;
-/** A name that nobody else has. */
-const fresh = (what) => `${what}${++names}`;
-
-/**
- * A client's socket that begins to connect, and is closed with the test. By
- * socket.tab the server knows its requests. from is another server's URL.
- */
-function start(t, client, way, { from = server.url, query = {}, ...options } = {}) {
-	const tab = fresh("tab");
-	const socket = dial(from, client, way, { timeout: WAIT, query: { tab, ...query }, ...options });
-	t.after(() => {
-		socket.disconnect();
-		(socket.io._close ?? socket.io.close).call(socket.io); // which the refused need
-	});
-	return Object.assign(socket, { tab });
-}
-
-/** Waits until the socket is connected. */
-function connected(socket, what = "it is connected") {
-	const done = new Promise((resolve, reject) => {
-		if (socket.connected) resolve();
-		socket.once("connect", resolve);
-		for (const event of ["connect_error", "error"]) socket.once(event, (e) => reject(new Error(`${event}: ${e?.message ?? e}`)));
-	});
-	return within(what, done).then(() => socket);
-}
+/** A client's socket that begins to connect. from is another server's URL. */
+const start = (t, client, way, { from = server.url, ...options } = {}) => begin(t, from, client, way, options);
 
 /** A socket that is connected. */
 const open = (t, client, way, options) => connected(start(t, client, way, options));
-
-/** Events of a name as they come: all of them are in .all, next() waits for one. */
-class Inbox {
-	all = [];
-	#read = 0;
-	#wake = () => {};
-
-	constructor(socket, event) {
-		this.event = event;
-		socket.on(event, (...args) => {
-			this.all.push(args);
-			this.#wake();
-		});
-	}
-
-	async next() {
-		await this.length(this.#read + 1);
-		return this.all[this.#read++];
-	}
-
-	/** Waits until there are n. */
-	async length(n) {
-		const done = new Promise((resolve) => {
-			this.#wake = () => this.all.length >= n && resolve();
-			this.#wake();
-		});
-		await within(`${n} events ${this.event} have come`, done).catch((e) => assert.fail(`${e.message}, there are ${this.all.length}`));
-	}
-}
-
-/** Emits, and waits for the arguments of the ack. */
-const ask = (socket, event, ...args) => within(`${event} is answered`, new Promise((resolve) => socket.emit(event, ...args, (...answer) => resolve(answer))));
-
-/** Waits for an event that comes once. */
-const once = (socket, event) => within(`there is an event ${event}`, new Promise((resolve) => socket.once(event, (...args) => resolve(args))));
-
-/** Waits until the server refuses, and returns the text. */
-async function refusal(socket, old) {
-	const [why] = await once(socket, old ? "error" : "connect_error");
-	if (old) assert.equal(typeof why, "string", `the error is ${JSON.stringify(why)}`);
-	return old ? why : why.message;
-}
-
-/** Another namespace over the same connection, with the same claims. */
-const beside = (socket, namespace, { old }, claims = {}) => socket.io.socket(namespace, old ? { query: claims } : { auth: claims });
 
 /** Why a user's connections ended, once there are n. */
 const ended = (user, n = 1) =>
@@ -105,27 +36,6 @@ const ended = (user, n = 1) =>
 	});
 
 const push = async (query, data) => (await server.push(query, data)).receipt;
-
-/** Bytes that no text encoding leaves alone. */
-const bytes = (n) => Buffer.from({ length: n }, (_, i) => (i * 7 + (i >> 8)) % 256);
-
-/** Compares, and takes Buffer, Uint8Array and ArrayBuffer for the same. */
-function same(got, want, what) {
-	const plain = (v) => {
-		if (v instanceof ArrayBuffer || ArrayBuffer.isView(v)) return { bytes: Buffer.from(v).toString("base64") };
-		if (Array.isArray(v)) return v.map(plain);
-		if (v && typeof v === "object") return Object.fromEntries(Object.entries(v).map(([k, v]) => [k, plain(v)]));
-		return v;
-	};
-	assert.deepEqual(plain(got), plain(want), what);
-}
-
-const inOrder = (inbox, n) => {
-	const got = inbox.all.map(([i]) => i);
-	const wrong = got.findIndex((v, i) => v !== i);
-	assert.equal(wrong, -1, `event ${wrong} of ${got.length} is number ${got[wrong]}`);
-	assert.equal(got.length, n);
-};
 
 describe("socket.io-client", { concurrency: 4 }, () => {
 	for (const client of clients) {
@@ -448,9 +358,6 @@ function promises(test, client, way) {
 		});
 	}
 }
-
-/** Waits until the socket's connection is a WebSocket. */
-const upgraded = (socket) => until("it is a WebSocket", () => socket.io.engine.transport.name === "websocket");
 
 function upgrades(test, client, way) {
 	test("it begins on polling and goes on over a WebSocket", async (t) => {

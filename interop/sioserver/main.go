@@ -39,78 +39,130 @@ func main() {
 
 func run(ctx context.Context) error {
 	addr := flag.String("http", "127.0.0.1:0", "address; port 0 is any free one")
-	heartbeat := flag.Duration("heartbeat", 20*time.Second, "time between two heartbeats, and the time to answer one")
-	quiet := flag.Bool("quiet", false, "say hello to nobody")
+	nodes := flag.Int("nodes", 0, "be a cluster of so many nodes, and at the address a proxy that sends each request to the next of them")
+	var o options
+	flag.DurationVar(&o.heartbeat, "heartbeat", 20*time.Second, "time between two heartbeats, and the time to answer one")
+	flag.BoolVar(&o.quiet, "quiet", false, "say hello to nobody")
 	verbose := flag.Bool("v", false, "log everything to standard error")
 	flag.Parse()
 	level := slog.LevelWarn
 	if *verbose {
 		level = slog.LevelDebug
 	}
-	s := &server{tabs: make(map[string]*tab), ended: make(map[string][]push.Reason)}
-	engine, err := push.New(push.Config{
+	o.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if *nodes > 0 {
+		return runFleet(ctx, *addr, *nodes, o)
+	}
+	s, err := begin(*addr, o, nil)
+	if err != nil {
+		return err
+	}
+	defer s.cut()
+	fmt.Printf("http://%s\n", s.addr)
+
+	hello := hellos(o)
+	defer hello.Stop()
+	for i := 0; ; i++ {
+		select {
+		case <-hello.C:
+			s.engine.Broadcast(ctx, point(i))
+		case err := <-s.failed:
+			return err
+		case <-ctx.Done():
+			return s.shutdown()
+		}
+	}
+}
+
+// options are the flags that every engine is made from.
+type options struct {
+	heartbeat time.Duration
+	quiet     bool
+	log       *slog.Logger
+}
+
+// hellos ticks each second, or never.
+func hellos(o options) *time.Ticker {
+	second := time.NewTicker(time.Second)
+	if o.quiet {
+		second.Stop()
+	}
+	return second
+}
+
+// point is the hello of a second: each x and each y is another than the one
+// before.
+func point(i int) push.Message {
+	return push.Message{Event: "hello", Data: map[string]int{"x": i % 100, "y": i * 7 % 100}}
+}
+
+// begin starts an engine behind all routes, as one of a cluster unless that is
+// nil.
+func begin(addr string, o options, cluster *push.Cluster) (*server, error) {
+	s := &server{tabs: make(map[string]*tab), ended: make(map[string][]push.Reason), failed: make(chan error, 1)}
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if !ln.Addr().(*net.TCPAddr).IP.IsLoopback() {
+		ln.Close()
+		return nil, fmt.Errorf("%s is reached from other machines", addr)
+	}
+	s.engine, err = push.New(push.Config{
 		Authenticate: authenticate,
-		OnConnect:    welcome,
+		OnConnect:    s.welcome,
 		OnMessage:    s.message,
 		OnDisconnect: s.disconnected,
 		CheckOrigin:  fromHere,
 		Limits:       push.Limits{QueueBytes: 2 << 20, AckTimeout: 10 * time.Second},
-		SocketIO:     push.SocketIO{PingInterval: *heartbeat, PingTimeout: *heartbeat, Namespace: namespace},
-		Logger:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		SocketIO:     push.SocketIO{PingInterval: o.heartbeat, PingTimeout: o.heartbeat, Namespace: namespace},
+		Cluster:      cluster,
+		Logger:       o.log,
 	})
 	if err != nil {
-		return err
+		ln.Close()
+		return nil, err
 	}
-	defer engine.Close()
-	s.engine = engine
 	s.handle()
+	if cluster != nil {
+		s.name = cluster.Node
+	}
 
-	ln, err := net.Listen("tcp", *addr)
-	if err != nil {
-		return err
-	}
-	if !ln.Addr().(*net.TCPAddr).IP.IsLoopback() {
-		return fmt.Errorf("%s is reached from other machines", *addr)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/socket.io/", s.watch(engine))
-	mux.Handle("/else/where/", s.watch(engine))
-	mux.HandleFunc("POST /push", s.push)
-	mux.HandleFunc("POST /kick", s.kick)
-	mux.HandleFunc("POST /drop", s.drop)
-	mux.HandleFunc("GET /ended", s.reasons)
-	mux.HandleFunc("GET /requests", s.requests)
-	mux.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { write(w, engine.Stats()) })
-	srv := &http.Server{
-		Handler:           mux,
+	s.addr = ln.Addr().String()
+	s.routes = http.NewServeMux()
+	s.routes.Handle("/socket.io/", s.watch(s.engine))
+	s.routes.Handle("/else/where/", s.watch(s.engine))
+	s.routes.HandleFunc("POST /push", s.push)
+	s.routes.HandleFunc("POST /kick", s.kick)
+	s.routes.HandleFunc("POST /drop", s.drop)
+	s.routes.HandleFunc("GET /ended", s.reasons)
+	s.routes.HandleFunc("GET /requests", s.requests)
+	s.routes.HandleFunc("GET /held", s.held)
+	s.routes.HandleFunc("GET /stats", func(w http.ResponseWriter, _ *http.Request) { write(w, s.engine.Stats()) })
+	s.http = &http.Server{
+		Handler:           s.routes,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      20 * time.Second,
 		ConnContext:       func(ctx context.Context, nc net.Conn) context.Context { return context.WithValue(ctx, connKey{}, nc) },
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(ln) }()
-	fmt.Printf("http://%s\n", ln.Addr())
+	go func() { s.failed <- s.http.Serve(ln) }()
+	return s, nil
+}
 
-	second := time.NewTicker(time.Second)
-	defer second.Stop()
-	if *quiet {
-		second.Stop()
-	}
-	for i := 0; ; i++ {
-		select {
-		case <-second.C: // each x and each y is another than the one before
-			engine.Broadcast(ctx, push.Message{Event: "hello", Data: map[string]int{"x": i % 100, "y": i * 7 % 100}})
-		case err := <-failed:
-			return err
-		case <-ctx.Done():
-			wait, stop := context.WithTimeout(context.Background(), 5*time.Second)
-			defer stop()
-			err := engine.Shutdown(wait)
-			srv.Close()
-			return err
-		}
-	}
+// shutdown ends the engine politely, in at most 5 s.
+func (s *server) shutdown() error {
+	wait, stop := context.WithTimeout(context.Background(), 5*time.Second)
+	defer stop()
+	err := s.engine.Shutdown(wait)
+	s.http.Close()
+	return err
+}
+
+// cut ends it at once.
+func (s *server) cut() {
+	s.engine.Close()
+	s.http.Close()
 }
 
 // authenticate believes everybody but one.
@@ -155,12 +207,19 @@ type client struct {
 	trickled chan int
 }
 
-func welcome(ctx context.Context, c *push.Conn) {
-	c.Push(ctx, push.Message{Event: "welcome", Data: map[string]string{"user": c.UserID(), "namespace": c.Namespace(), "protocol": c.Protocol()}})
+// welcome tells a client who and where it is.
+func (s *server) welcome(ctx context.Context, c *push.Conn) {
+	c.Push(ctx, push.Message{Event: "welcome", Data: map[string]string{"user": c.UserID(), "namespace": c.Namespace(), "protocol": c.Protocol(), "node": s.name}})
 }
 
 type server struct {
+	// Static after begin.
 	engine *push.Engine
+	http   *http.Server
+	routes *http.ServeMux
+	addr   string
+	name   string     // of the node; "": it is the only one
+	failed chan error // never closed; has one error when http ends
 
 	mu    sync.Mutex               // guards what follows
 	tabs  map[string]*tab          // by the parameter tab of their requests
@@ -304,7 +363,7 @@ func (s *server) message(ctx context.Context, c *push.Conn, m *push.Received) (a
 	return nil, push.Refuse("unknown event")
 }
 
-// push is POST /push?user=&namespace=&event=&ack=&wait=&as=. as says what the
+// push is POST /push?user=&room=&all&namespace=&event=&ack=&wait=&as=. as says what the
 // body, JSON, is: "args", an array of arguments, in which strings that begin
 // with base64: are bytes; otherwise the one argument. wait is how long.
 func (s *server) push(w http.ResponseWriter, r *http.Request) {
@@ -332,7 +391,7 @@ func (s *server) push(w http.ResponseWriter, r *http.Request) {
 		ctx, stop = context.WithTimeout(ctx, wait)
 		defer stop()
 	}
-	write(w, result(s.engine.Push(ctx, push.Audience{User: q.Get("user"), Namespace: q.Get("namespace")}, m)))
+	write(w, result(s.engine.Push(ctx, push.Audience{User: q.Get("user"), Room: q.Get("room"), All: q.Has("all"), Namespace: q.Get("namespace")}, m)))
 }
 
 func arguments(body []byte) (args push.Args, err error) {
@@ -434,11 +493,23 @@ func (s *server) requests(w http.ResponseWriter, r *http.Request) {
 	write(w, map[string]int{})
 }
 
+// held is GET /held?tab=: how many requests are held for a client, or have
+// become a WebSocket.
+func (s *server) held(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := s.tabs[r.URL.Query().Get("tab")]; t != nil {
+		write(w, len(t.open))
+		return
+	}
+	write(w, 0)
+}
+
 // drop is POST /drop?tab=: it cuts the sockets of a client, as a network
 // would. A client between two polls has none; then it waits for the next.
 func (s *server) drop(w http.ResponseWriter, r *http.Request) {
 	for range 200 {
-		if n, err := s.cut(r.URL.Query().Get("tab")); n > 0 || err != nil {
+		if n, err := s.unplug(r.URL.Query().Get("tab")); n > 0 || err != nil {
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)
 				return
@@ -455,7 +526,7 @@ func (s *server) drop(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, "it has no socket", http.StatusNotFound)
 }
 
-func (s *server) cut(name string) (n int, err error) {
+func (s *server) unplug(name string) (n int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.tabs[name]
