@@ -335,11 +335,15 @@ func (c *cluster) over(o directory.Origin) bool {
 	return o.Epoch < c.proved[o.ID]
 }
 
-// prove notes that a run has proved by a link that it is there: earlier ones of
-// its node are over, whatever membership says.
+// prove notes that a run that membership knows has proved by a link that it is
+// there: earlier ones of its node are over, whatever membership says.
 func (c *cluster) prove(o directory.Origin) {
 	var elders []directory.Origin
 	c.mu.Lock()
+	if c.others[o] == nil {
+		c.mu.Unlock()
+		return // it is dialled when it joins
+	}
 	if c.proved[o.ID] < o.Epoch {
 		c.proved[o.ID] = o.Epoch
 	}
@@ -985,6 +989,10 @@ func (n *node) expect(a asked, id *uint64) bool {
 	return true
 }
 
+// most is how many devices a node may tell of: it may have told of fewer
+// connections some seconds ago, and each may be in several namespaces.
+func (n *node) most() int { return int(max(1<<16, 16*n.load.Load())) }
+
 // lost tells whether it is there no more.
 func (n *node) lost() bool {
 	n.mu.Lock()
@@ -1362,6 +1370,7 @@ type part struct {
 
 	// Guarded by flight.mu.
 	devices []int32 // places of its devices in flight.deliveries, as they were announced
+	nobody  int     // of users, those before this one are known to have a device there or not
 	told    bool    // all were announced: it is counted in flight.open no more
 	settled int     // how many of them have a status
 	over    bool    // nothing that comes counts any more
@@ -1432,7 +1441,7 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 	}
 	for err == nil && res.Rows.Next(&row) {
 		if row.New {
-			if p.told || int(row.Index) != len(p.devices) {
+			if p.told || int(row.Index) != len(p.devices) || len(p.devices) >= p.node.most() {
 				err = nodemsg.ErrMalformed
 				break
 			}
@@ -1467,10 +1476,15 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 	if err == nil && res.Done && int(res.Total) != len(p.devices) {
 		err = nodemsg.ErrMalformed
 	}
-	for _, i := range res.Nobody {
-		if int(i) < len(p.users) {
-			moved = append(moved, p.users[i])
+	for _, i := range res.Nobody { // in their order, each once
+		if int(i) < p.nobody || int(i) >= len(p.users) {
+			if len(p.users) > 0 { // of a connection it says so, too
+				err = nodemsg.ErrMalformed
+			}
+			break
 		}
+		p.nobody = int(i) + 1
+		moved = append(moved, p.users[i])
 	}
 	if err == nil && res.Done && !p.told {
 		p.told = true
@@ -1898,7 +1912,9 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 		switch {
 		case over:
 			s.over = true
-			delete(a.flights, s.id)
+			if a.flights[s.id] == s {
+				delete(a.flights, s.id)
+			}
 		case rest: // in its turn
 			s.scan = true
 			a.waiting = append(a.waiting, s)
@@ -2090,7 +2106,7 @@ func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owner
 		s.timer = time.AfterFunc(wait, f.giveUp)
 	}
 	a.mu.Lock()
-	full := len(a.flights) >= maxServed || a.over
+	full := len(a.flights) >= maxServed || a.over || a.flights[s.id] != nil // an id of which there is one already is a fault of the peer's
 	if !full {
 		a.flights[s.id] = s
 	}
@@ -2165,8 +2181,9 @@ type call struct {
 	id    uint64
 	frame []byte // until it is sent
 
-	over bool   // guarded by q.mu
-	seq  uint64 // guarded by q.mu: how far the node's history was when it was done
+	over    bool   // guarded by q.mu
+	devices int    // guarded by q.mu: that it told of
+	seq     uint64 // guarded by q.mu: how far the node's history was when it was done
 }
 
 // ask asks the nodes that hold an audience to do something to it; nil if there
@@ -2252,6 +2269,10 @@ func (k *call) answer(ret *nodemsg.Return) (over bool) {
 	q.n += int(min(ret.N, maxConnsOfNode))
 	for _, text := range ret.Errors {
 		q.errs = append(q.errs, fmt.Errorf("push: node %s: %s", id, text))
+	}
+	if k.devices += len(ret.Devices); k.devices > k.node.most() {
+		k.endLocked(fmt.Errorf("push: node %s: %w", id, ErrNodeLost))
+		return true
 	}
 	for _, d := range ret.Devices {
 		q.devices = append(q.devices, Device{UserID: d.User, DeviceID: d.Device, Node: id, Protocol: d.Protocol, Namespace: d.Namespace, Conn: ConnID(d.Conn), OS: d.OS, Version: d.Version, Tags: d.Tags})

@@ -14,6 +14,13 @@ type Stamp uint64
 // MaxAhead is how far another node's clock may be ahead without a word.
 const MaxAhead = 60 * time.Second
 
+// tooFar is how far ahead a clock is wrong beyond doubt: a node that took such a
+// stamp would pass it on for ever, and at the end of time no login is newer.
+const tooFar = 100 * 365 * 24 * time.Hour
+
+// sane tells whether another node's stamp may be taken.
+func (s Stamp) sane(now time.Time) bool { return s.Time().Sub(now) <= tooFar }
+
 // maxMilli is the last millisecond a stamp can tell, in the year 10889.
 const maxMilli = 1<<48 - 1
 

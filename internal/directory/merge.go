@@ -59,6 +59,9 @@ func (d *Directory) MergeDelta(from Origin, frame []byte, now time.Time) (News, 
 	if err != nil {
 		return news, err
 	}
+	if !f.clock.sane(now) {
+		return news, ErrMalformed
+	}
 	s, err := d.begin(from)
 	if err != nil {
 		return news, err
@@ -167,6 +170,9 @@ func (d *Directory) MergeSnap(from Origin, frame []byte, now time.Time) (News, e
 	if err != nil {
 		return news, err
 	}
+	if !f.clock.sane(now) {
+		return news, ErrMalformed
+	}
 	s, err := d.begin(from)
 	if err != nil {
 		return news, err
@@ -261,6 +267,9 @@ func (d *Directory) tellDifference(s *origin, a, b *set) {
 // come between, it is needed.
 func (d *Directory) MergeBeat(from Origin, seq, hash uint64, clock Stamp, now time.Time) (News, error) {
 	var news News
+	if !clock.sane(now) {
+		return news, ErrMalformed
+	}
 	s, err := d.begin(from)
 	if err != nil {
 		return news, err
