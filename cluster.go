@@ -471,10 +471,20 @@ func (c *cluster) changed(from directory.Origin, k directory.Kind, name []byte, 
 
 // login notes that a device of a class with one login has logged in as the
 // user of a place, whose stripe is locked.
-func (c *cluster) login(key placeKey, class string) (stamp uint64) {
-	stamp = uint64(c.directory.Bind(placeOf(key), class, time.Now()))
+func (c *cluster) login(key placeKey, who *identity) (stamp uint64) {
+	stamp = uint64(c.directory.Bind(placeOf(key), who.class, deviceTag(who.device), time.Now()))
 	c.mesh.Wake()
 	return stamp
+}
+
+// deviceTag is what other nodes are told of a device: enough to know it again. 0
+// is none.
+func deviceTag(id string) uint64 {
+	if id == "" {
+		return 0
+	}
+	sum := sha256.Sum256([]byte(id))
+	return max(1, binary.BigEndian.Uint64(sum[:8]))
 }
 
 // logout takes a login back.
@@ -590,7 +600,7 @@ func (c *links) Beat(o directory.Origin, body []byte) {
 // News implements link.Handler.
 func (c *links) News(o directory.Origin, news directory.News) {
 	for _, l := range news.Lost {
-		c.e.loginLost(placeKey{kind(l.Place.Kind), l.Place.Name}, l.Class, uint64(l.Stamp))
+		c.e.loginLost(placeKey{kind(l.Place.Kind), l.Place.Name}, l.Class, uint64(l.Stamp), l.Device)
 	}
 	if news.Ahead > 0 {
 		c.log.Post(slog.LevelWarn, o.ID, "a node's clock is ahead: of logins at the same time its own win", "node", o.ID, "ahead", news.Ahead)
@@ -1821,6 +1831,7 @@ const (
 	maxServed  = 65_536  // pushes of one peer that wait for devices; beyond it they are Overloaded
 	maxRows    = 256     // of one Result
 	maxResult  = 1 << 20 // bytes after which a Result ends
+	maxReply   = 8 << 20 // bytes of an answer; a larger one does not go to another node
 )
 
 // settled implements what a flight tells of a delivery.
@@ -1955,7 +1966,7 @@ func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, res
 		rows++
 		s.told[i] = true
 		s.left--
-		dst = nodemsg.AppendRow(dst, &nodemsg.Row{Index: uint32(i), Settled: true, Status: uint8(d.Status), Reply: d.Reply})
+		dst = nodemsg.AppendRow(dst, &nodemsg.Row{Index: uint32(i), Settled: true, Status: uint8(d.Status), Reply: s.a.reply(d)})
 	}
 	for i := 0; scan && !rest && i < s.announced; i++ {
 		settle(i)
@@ -1968,6 +1979,7 @@ func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, res
 	for ; s.announced < len(s.told) && !full(); s.announced++ {
 		d := &f.deliveries[s.announced]
 		row := announce(d, s.announced)
+		row.Reply = s.a.reply(d)
 		if row.Settled {
 			s.told[s.announced] = true
 			s.left--
@@ -1987,11 +1999,20 @@ func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, res
 	return dst, rest, !rest && s.left == 0
 }
 
+// reply is what came with an ack, unless it is too much for a frame.
+func (a *answers) reply(d *Delivery) []byte {
+	if len(d.Reply) > maxReply {
+		a.c.e.stats.limit(limitedReplies)
+		return nil
+	}
+	return d.Reply
+}
+
 // announce is the row that tells of a device for the first time.
 func announce(d *Delivery, i int) nodemsg.Row {
 	return nodemsg.Row{
 		Index: uint32(i), New: true, User: d.UserID, Device: d.DeviceID, Protocol: d.Protocol, Conn: uint64(d.Conn),
-		Settled: d.Status != 0, Status: uint8(d.Status), Reply: d.Reply,
+		Settled: d.Status != 0, Status: uint8(d.Status),
 	}
 }
 

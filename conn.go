@@ -503,7 +503,7 @@ func (c *Conn) bind(who *identity, rooms []string) error {
 		dropped()
 	}
 	for _, old := range replaced {
-		old.t.replaced(old, who)
+		old.t.replaced(old, old.who.Load().device == who.device)
 	}
 	return err
 }
@@ -522,7 +522,7 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 	admit := func(pl *place) error {
 		if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
 			if who.class != "" && who.user != "" && e.cluster != nil {
-				who.stamp = e.cluster.login(key, who.class)
+				who.stamp = e.cluster.login(key, who)
 			}
 			c.who.Store(who) // before the next one of its class looks
 		}
@@ -576,11 +576,11 @@ func (e *Engine) loggedOut(who *identity) {
 }
 
 // loginLost ends the login of a class that a newer one on another node has
-// replaced.
-func (e *Engine) loginLost(key placeKey, class string, stamp uint64) {
+// replaced; device is the tag of the one that came.
+func (e *Engine) loginLost(key placeKey, class string, stamp, device uint64) {
 	for _, c := range e.places.collect(nil, key) {
 		if who := c.who.Load(); who.class == class && who.stamp == stamp {
-			c.t.replaced(c, &identity{details: &nodetails})
+			c.t.replaced(c, deviceTag(who.device) == device)
 		}
 	}
 }
@@ -1940,7 +1940,7 @@ func (t *transport) refuse(why Reason, at time.Time, last []byte) {
 // device is told and its connection stays open, for it would come back at once
 // and replace the other in turn. The same device is not told: it is half
 // dead, and would take the news for its own.
-func (t *transport) replaced(old *Conn, by *identity) {
+func (t *transport) replaced(old *Conn, same bool) {
 	d := t.device.Load()
 	if d == nil {
 		old.shut(ReasonReplaced, wire.Replaced, "")
@@ -1950,7 +1950,7 @@ func (t *transport) replaced(old *Conn, by *identity) {
 		return
 	}
 	t.e.stats.detached.Add(1)
-	if device := old.who.Load().device; device != "" && device == by.device {
+	if same && old.who.Load().device != "" {
 		return
 	}
 	if !old.deferKick() {

@@ -35,14 +35,14 @@ func BenchmarkOwn(b *testing.B) {
 		b.ReportAllocs()
 		for i := range b.N {
 			p := all[50_000+i%50_000]
-			a.Unbind(p, "mobile", a.Bind(p, "mobile", start))
+			a.Unbind(p, "mobile", a.Bind(p, "mobile", 0, start))
 		}
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(2*b.N), "ns/op")
 	})
 	b.Run("Bind that stays", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := range b.N {
-			a.Bind(all[i%len(all)], "mobile", start)
+			a.Bind(all[i%len(all)], "mobile", 0, start)
 		}
 	})
 }
@@ -156,7 +156,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	o := newNode(b, "o", 1)
 	for _, p := range names(100_000) {
 		o.Join(p)
-		o.Bind(p, "mobile", start)
+		o.Bind(p, "mobile", 0, start)
 	}
 	b.Run("write 100k users and logins", func(b *testing.B) {
 		var buf []byte

@@ -339,7 +339,7 @@ func TestAFrameIsMergedWholeOrNotAtAll(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
 	b.Join(user("alice"))
-	b.Bind(user("alice"), "mobile", start)
+	b.Bind(user("alice"), "mobile", 0, start)
 	b.Join(user("bob"))
 	b.Leave(user("bob"))
 	frames := map[string][]byte{"delta": b.delta(0), "snapshot": b.snapshot()[0]}
@@ -523,7 +523,7 @@ func TestASnapshotIsConsistentWhileOpsGoOn(t *testing.T) {
 				b.Join(p)
 			}
 			if n%10 == 0 {
-				b.Bind(p, "mobile", start)
+				b.Bind(p, "mobile", 0, start)
 			}
 		}
 		for range 10_000 {
@@ -655,7 +655,7 @@ func TestResumeTakesOnlyTheRightHash(t *testing.T) {
 		if p := user(fmt.Sprint("user", i/2%7)); i%2 == 0 {
 			b.Join(p)
 		} else if i%3 == 0 {
-			b.Bind(p, "web", start)
+			b.Bind(p, "web", 0, start)
 		} else {
 			b.Leave(p)
 		}
@@ -681,13 +681,13 @@ func TestTheNewerLoginWinsAndTheOlderIsToldOnce(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
 	b.meet(a)
-	older := a.Bind(user("alice"), "mobile", start)
-	pc := a.Bind(user("alice"), "pc", start)
-	newer := b.Bind(user("alice"), "mobile", start.Add(time.Millisecond))
+	older := a.Bind(user("alice"), "mobile", 0, start)
+	pc := a.Bind(user("alice"), "pc", 0, start)
+	newer := b.Bind(user("alice"), "mobile", 7, start.Add(time.Millisecond))
 	if news := b.learn(a); len(news.Lost) > 0 {
 		t.Fatalf("the newer one lost: %+v", news.Lost)
 	}
-	want := Lost{user("alice"), "mobile", older, b.Self(), newer}
+	want := Lost{user("alice"), "mobile", older, b.Self(), newer, 7}
 	if news := a.learn(b); len(news.Lost) != 1 || news.Lost[0] != want {
 		t.Fatalf("lost %+v, want %+v", news.Lost, want)
 	}
@@ -711,10 +711,10 @@ func TestTheNewerLoginWinsAndTheOlderIsToldOnce(t *testing.T) {
 func TestALoginLosesToASnapshotToo(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
-	mine := a.Bind(user("alice"), "mobile", start)
-	b.Bind(user("alice"), "mobile", start)
-	theirs := b.Bind(user("alice"), "mobile", start.Add(time.Second)) // in the stead of the one before
-	if news := a.learnParts(b, b.snapshot()); len(news.Lost) != 1 || news.Lost[0] != (Lost{user("alice"), "mobile", mine, b.Self(), theirs}) {
+	mine := a.Bind(user("alice"), "mobile", 0, start)
+	b.Bind(user("alice"), "mobile", 0, start)
+	theirs := b.Bind(user("alice"), "mobile", 0, start.Add(time.Second)) // in the stead of the one before
+	if news := a.learnParts(b, b.snapshot()); len(news.Lost) != 1 || news.Lost[0] != (Lost{user("alice"), "mobile", mine, b.Self(), theirs, 0}) {
 		t.Fatalf("%+v", news)
 	}
 }
@@ -723,7 +723,7 @@ func TestOfTwoLoginsAtOneMomentTheGreaterIDWins(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
 	b.meet(a)
-	if s, q := a.Bind(user("alice"), "web", start), b.Bind(user("alice"), "web", start); s != q {
+	if s, q := a.Bind(user("alice"), "web", 0, start), b.Bind(user("alice"), "web", 0, start); s != q {
 		t.Fatalf("stamps %d and %d", s, q)
 	}
 	if lost := b.learn(a).Lost; len(lost) != 0 {
@@ -738,11 +738,11 @@ func TestALoginThatFollowsAnotherWinsWhateverTheClocksSay(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
 	b.meet(a)
-	a.Bind(user("alice"), "web", start.Add(time.Hour))
+	a.Bind(user("alice"), "web", 0, start.Add(time.Hour))
 	if news := b.learn(a); news.Ahead != time.Hour {
 		t.Errorf("a clock an hour ahead: %v", news.Ahead)
 	}
-	b.Bind(user("alice"), "web", start)
+	b.Bind(user("alice"), "web", 0, start)
 	if lost := a.learn(b).Lost; len(lost) != 1 {
 		t.Errorf("the first login was not lost: %+v", lost)
 	}
@@ -752,9 +752,9 @@ func TestALoginThatWasReplacedHereIsNotLostElsewhere(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
 	b.meet(a)
-	first := a.Bind(user("alice"), "web", start)
-	b.Bind(user("alice"), "web", start.Add(time.Millisecond))
-	second := a.Bind(user("alice"), "web", start.Add(2*time.Millisecond))
+	first := a.Bind(user("alice"), "web", 0, start)
+	b.Bind(user("alice"), "web", 0, start.Add(time.Millisecond))
+	second := a.Bind(user("alice"), "web", 0, start.Add(2*time.Millisecond))
 	a.Unbind(user("alice"), "web", first) // the connection that second replaced ends late
 	if lost := a.learn(b).Lost; len(lost) > 0 {
 		t.Errorf("a lost %+v", lost)
@@ -767,11 +767,11 @@ func TestALoginThatWasReplacedHereIsNotLostElsewhere(t *testing.T) {
 func TestClassesAndKindsOfPlacesAreApart(t *testing.T) {
 	a, b := newNode(t, "a", 1), newNode(t, "b", 1)
 	a.meet(b)
-	a.Bind(user("alice"), "mobile", start)
-	a.Bind(Place{elsewhere, "alice"}, "web", start)
-	b.Bind(user("alice"), "web", start.Add(time.Second))
-	b.Bind(user("alice2"), "mobile", start.Add(time.Second))
-	b.Bind(user("alic"), "emobile", start.Add(time.Second))
+	a.Bind(user("alice"), "mobile", 0, start)
+	a.Bind(Place{elsewhere, "alice"}, "web", 0, start)
+	b.Bind(user("alice"), "web", 0, start.Add(time.Second))
+	b.Bind(user("alice2"), "mobile", 0, start.Add(time.Second))
+	b.Bind(user("alic"), "emobile", 0, start.Add(time.Second))
 	b.Join(user("alice"))
 	if lost := a.learn(b).Lost; len(lost) > 0 {
 		t.Errorf("lost %+v", lost)
@@ -920,7 +920,7 @@ func TestNamesAreYieldedOnce(t *testing.T) {
 		case 4:
 			delete(want, name)
 			b.Join(Place{rooms, name})
-			b.Bind(user(name), "web", start)
+			b.Bind(user(name), "web", 0, start)
 		}
 	}
 	a.learn(b)
@@ -968,7 +968,7 @@ func TestChangedTellsEveryPlaceThatChanged(t *testing.T) {
 	a.meet(b)
 	b.Join(user("alice"))
 	b.Join(Place{rooms, "r"})
-	b.Bind(user("alice"), "web", start)
+	b.Bind(user("alice"), "web", 0, start)
 	a.learn(b)
 	want("delta", "0alice", "1r")
 	b.Leave(Place{rooms, "r"})
@@ -1047,8 +1047,8 @@ func TestWhatNoPeerTakesPanics(t *testing.T) {
 		"a long name":       func() { a.Join(user(strings.Repeat("x", MaxName+1))) },
 		"a name not UTF-8":  func() { a.Join(user("\xff")) },
 		"a kind beyond":     func() { a.Leave(Place{Kind: Kinds}) },
-		"no class":          func() { a.Bind(user("alice"), "", start) },
-		"a long class":      func() { a.Bind(user("alice"), strings.Repeat("x", MaxClass+1), start) },
+		"no class":          func() { a.Bind(user("alice"), "", 0, start) },
+		"a long class":      func() { a.Bind(user("alice"), strings.Repeat("x", MaxClass+1), 0, start) },
 		"a node without id": func() { New(Origin{"", 1}, nil) },
 		"a part too many": func() {
 			s := a.Snapshot()
@@ -1096,7 +1096,7 @@ func TestOwnOpsAndMergesAllocateNothingInTheLongRun(t *testing.T) {
 	var frame []byte
 	round := func() {
 		b.Join(alice)
-		s := b.Bind(alice, "mobile", start)
+		s := b.Bind(alice, "mobile", 0, start)
 		b.Unbind(alice, "mobile", s)
 		b.Leave(alice)
 		seq, _ := a.Have(b.Self())
@@ -1217,8 +1217,8 @@ func TestEverythingMayBeCalledAtOnce(t *testing.T) {
 				} else {
 					n.Join(p)
 				}
-				n.Unbind(p, "web", n.Bind(p, "web", start))
-				n.Bind(p, "mobile", start)
+				n.Unbind(p, "web", n.Bind(p, "web", 0, start))
+				n.Bind(p, "mobile", 0, start)
 			}
 		}()
 	}

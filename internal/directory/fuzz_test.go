@@ -50,7 +50,7 @@ func again(ops []byte) (out []byte) {
 		op, n := splitOp(ops)
 		ops = ops[n:]
 		if p := (Place{op.kind, string(op.name)}); op.what == bind {
-			out = appendBind(out, p, string(op.class), op.stamp)
+			out = appendBind(out, p, string(op.class), op.stamp, op.device)
 		} else {
 			out = appendPlace(out, op.what, p)
 		}
@@ -62,7 +62,7 @@ func seeds(f *testing.F) node {
 	b := newNode(f, "b", 1)
 	b.Join(user("alice"))
 	b.Join(Place{rooms, "r"})
-	b.Bind(user("alice"), "web", time.UnixMilli(1))
+	b.Bind(user("alice"), "web", 0, time.UnixMilli(1))
 	b.Leave(Place{rooms, "r"})
 	b.Join(Place{Kind: 15})
 	return b
@@ -75,7 +75,7 @@ func FuzzMergeDelta(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		a := newNode(t, "a", 1)
 		a.Up(b.Self())
-		a.Bind(user("alice"), "web", time.UnixMilli(0))
+		a.Bind(user("alice"), "web", 0, time.UnixMilli(0))
 		news, err := a.MergeDelta(b.Self(), in, start)
 		seq, _ := a.Have(b.Self())
 		want := make(reference)
@@ -110,7 +110,7 @@ func FuzzMergeSnap(f *testing.F) {
 	f.Fuzz(func(t *testing.T, first, second []byte) {
 		a := newNode(t, "a", 1)
 		a.Up(b.Self())
-		a.Bind(user("alice"), "web", time.UnixMilli(0))
+		a.Bind(user("alice"), "web", 0, time.UnixMilli(0))
 		var (
 			id, next, wantSeq uint64
 			over              bool

@@ -12,11 +12,11 @@ import (
 //	what<<4 | kind    1 byte
 //	len(name), name   the length as a uvarint
 //	len(class), class only of a bind: 1 byte, 1 to MaxClass
-//	stamp             only of a bind: 8 bytes, big endian
+//	stamp, device     only of a bind: 8 bytes each, big endian
 //
 // A uvarint is always the shortest one, so one op has one form. In a set a
 // place stands as its join; a bind, which stands in the own set only, as
-// itself. What tells two records apart is all but the stamp.
+// itself. What tells two records apart is all but stamp and device.
 const (
 	leave = 0
 	join  = 1
@@ -29,11 +29,13 @@ const (
 type op struct {
 	what  byte
 	kind  Kind
-	key   []byte // what a set finds it by: all behind the first byte, without the stamp
+	key   []byte // what a set finds it by: all behind the first byte, without stamp and device
 	place []byte // the key's first part: name with its length
 	name  []byte
 	class []byte
 	stamp Stamp
+
+	device uint64
 }
 
 // head is the first byte of a record.
@@ -45,12 +47,16 @@ func appendPlace(dst []byte, what byte, p Place) []byte {
 	return append(dst, p.Name...)
 }
 
-func appendBind(dst []byte, p Place, class string, s Stamp) []byte {
+func appendBind(dst []byte, p Place, class string, s Stamp, device uint64) []byte {
 	dst = appendPlace(dst, bind, p)
 	dst = append(dst, byte(len(class)))
 	dst = append(dst, class...)
-	return binary.BigEndian.AppendUint64(dst, uint64(s))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(s))
+	return binary.BigEndian.AppendUint64(dst, device)
 }
+
+// bindTail is how long stamp and device are together.
+const bindTail = 16
 
 // splitOp reads the first op of b, which is known to be good: it was written
 // here or passed readOp. n is its size.
@@ -67,8 +73,8 @@ func splitOp(b []byte) (o op, n int) {
 	if o.what == bind {
 		from, to = to+1, to+1+int(b[to])
 		o.class, o.key = b[from:to:to], b[1:to:to]
-		o.stamp = Stamp(binary.BigEndian.Uint64(b[to:]))
-		to += 8
+		o.stamp, o.device = Stamp(binary.BigEndian.Uint64(b[to:])), binary.BigEndian.Uint64(b[to+8:])
+		to += bindTail
 	}
 	return o, to
 }
@@ -143,6 +149,7 @@ func (r *reader) op(clock Stamp) {
 		if !utf8.Valid(r.take(int(n))) || Stamp(r.uint64()) > clock {
 			r.take(-1)
 		}
+		r.uint64()
 	}
 }
 

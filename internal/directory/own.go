@@ -80,9 +80,10 @@ func (d *Directory) Leave(p Place) {
 // Bind notes that a device of a single-login class has logged in as the user
 // of place p, in the stead of one that this node may have had; p's lock is
 // held. The stamp tells this login from earlier and later ones, which are the
-// owner's to end; it beats every bind this node has heard of. A class that no
+// owner's to end; it beats every bind this node has heard of. device goes along to those who lose
+// by it; it is nothing to this package. A class that no
 // peer takes panics: "", for devices of which a user may have many, has none.
-func (d *Directory) Bind(p Place, class string, now time.Time) Stamp {
+func (d *Directory) Bind(p Place, class string, device uint64, now time.Time) Stamp {
 	p.check()
 	if len(class) < 1 || len(class) > MaxClass || !utf8.ValidString(class) {
 		panic(fmt.Sprintf("directory: class %q", class))
@@ -92,8 +93,8 @@ func (d *Directory) Bind(p Place, class string, now time.Time) Stamp {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	s := d.clock.tick(now)
-	o.scratch = appendBind(o.scratch[:0], p, class, s)
-	first, key, tail := o.scratch[0], o.scratch[1:len(o.scratch)-8], o.scratch[len(o.scratch)-8:]
+	o.scratch = appendBind(o.scratch[:0], p, class, s, device)
+	first, key, tail := o.scratch[0], o.scratch[1:len(o.scratch)-bindTail], o.scratch[len(o.scratch)-bindTail:]
 	if !o.set.add(h, first, key, tail) {
 		_, at, _ := o.set.shard(h).find(h, first, key)
 		copy(o.set.shard(h).arena[at+1+len(key):], tail)
@@ -110,8 +111,8 @@ func (d *Directory) Unbind(p Place, class string, s Stamp) {
 	o := &d.own
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.scratch = appendBind(o.scratch[:0], p, class, s)
-	first, key := o.scratch[0], o.scratch[1:len(o.scratch)-8]
+	o.scratch = appendBind(o.scratch[:0], p, class, s, 0)
+	first, key := o.scratch[0], o.scratch[1:len(o.scratch)-bindTail]
 	if mine, ok := o.stamp(h, first, key); ok && mine == s {
 		o.set.remove(h, first, key)
 	}
@@ -137,6 +138,7 @@ type Lost struct {
 
 	By      Origin // who has the one that won
 	ByStamp Stamp
+	Device  uint64 // what its Bind told
 }
 
 // contest compares another node's bind with the own of that user and class,
@@ -152,7 +154,7 @@ func (d *Directory) contest(theirs op, by Origin) (Lost, bool) {
 		return Lost{}, false
 	}
 	o.set.remove(h, first, theirs.key)
-	return Lost{Place{theirs.kind, string(theirs.name)}, string(theirs.class), mine, by, theirs.stamp}, true
+	return Lost{Place{theirs.kind, string(theirs.name)}, string(theirs.class), mine, by, theirs.stamp, theirs.device}, true
 }
 
 // log appends an op that changes the hash by diff. mu is held.

@@ -422,7 +422,7 @@ func (r *run) use() {
 			delete(r.logins, l)
 			break
 		}
-		s := r.d.Bind(l.place, l.class, r.host.now())
+		s := r.d.Bind(l.place, l.class, 0, r.host.now())
 		if s <= r.known[l] {
 			r.w.fail("I5: %v bound %v at %d, having seen %d", r.Origin, l, s, r.known[l])
 		}
