@@ -372,6 +372,7 @@ func TestAFrameIsMergedWholeOrNotAtAll(t *testing.T) {
 func TestAnOpHasOneForm(t *testing.T) {
 	clock := binary.BigEndian.AppendUint64(nil, 100)
 	stamp := binary.BigEndian.AppendUint64(nil, 101)
+	device := string(clock) // any 8 bytes
 	ok := func(ops ...string) []byte { return append(append([]byte{0}, clock...), strings.Join(ops, "")...) }
 	for what, c := range map[string]struct {
 		frame []byte
@@ -379,7 +380,7 @@ func TestAnOpHasOneForm(t *testing.T) {
 	}{
 		"a join":                       {ok("\x10\x05alice"), true},
 		"two joins":                    {ok("\x10\x05alice\x1f\x00"), true},
-		"a bind":                       {ok("\x20\x05alice\x03web" + string(clock)), true},
+		"a bind":                       {ok("\x20\x05alice\x03web" + string(clock) + device), true},
 		"none":                         {ok(), false},
 		"a kind of op that is not":     {ok("\x30\x05alice"), false},
 		"one that is dead":             {ok("\x90\x05alice"), false},
@@ -390,11 +391,12 @@ func TestAnOpHasOneForm(t *testing.T) {
 		"the longest name":             {ok("\x10\x80\x04" + strings.Repeat("x", MaxName)), true},
 		"a length beyond the end":      {ok("\x10\x06alice"), false},
 		"a name that is not UTF-8":     {ok("\x10\x01\xff"), false},
-		"a class of none":              {ok("\x20\x05alice\x00" + string(clock)), false},
-		"a class that is too long":     {ok("\x20\x05alice\x11" + strings.Repeat("x", 17) + string(clock)), false},
-		"the longest class":            {ok("\x20\x05alice\x10" + strings.Repeat("x", 16) + string(clock)), true},
-		"a class that is not UTF-8":    {ok("\x20\x05alice\x01\xff" + string(clock)), false},
-		"a stamp beyond the clock":     {ok("\x20\x05alice\x03web" + string(stamp)), false},
+		"a class of none":              {ok("\x20\x05alice\x00" + string(clock) + device), false},
+		"a class that is too long":     {ok("\x20\x05alice\x11" + strings.Repeat("x", 17) + string(clock) + device), false},
+		"the longest class":            {ok("\x20\x05alice\x10" + strings.Repeat("x", 16) + string(clock) + device), true},
+		"a class that is not UTF-8":    {ok("\x20\x05alice\x01\xff" + string(clock) + device), false},
+		"a stamp beyond the clock":     {ok("\x20\x05alice\x03web" + string(stamp) + device), false},
+		"half a device":                {ok("\x20\x05alice\x03web" + string(clock) + device[:4]), false},
 		"half a stamp":                 {ok("\x20\x05alice\x03web" + string(stamp[:4])), false},
 		"nothing":                      {nil, false},
 		"a bind without a class":       {ok("\x20\x05alice"), false},

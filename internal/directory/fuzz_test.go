@@ -103,7 +103,7 @@ func FuzzMergeDelta(f *testing.F) {
 func FuzzMergeSnap(f *testing.F) {
 	b := seeds(f)
 	f.Add(b.snapshot()[0], b.snapshot()[0])
-	b.own.partBytes = 20
+	b.own.partBytes = 28
 	parts := b.snapshot()
 	f.Add(parts[0], parts[1])
 	f.Add(parts[1], parts[0])
