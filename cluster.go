@@ -730,7 +730,7 @@ type ClusterStats struct {
 	LinksUp int `json:"links_up"` // to them, and working
 	LinksIn int `json:"links_in"` // from them
 	Relayed int `json:"relayed"`  // requests and WebSockets of Socket.IO that this node passes to others
-	Pending int `json:"pending"`  // streams that have not proved what they are
+	Pending int `json:"pending"`  // streams that came in and may be a stranger's
 
 	// Since New.
 	Sent           uint64 `json:"sent"`            // pushes handed to links, one for each node
@@ -743,7 +743,8 @@ type ClusterStats struct {
 	Snapshots      uint64 `json:"snapshots"`       // sent to nodes that were too far behind
 	LinksLost      uint64 `json:"links_lost"`      // that were silent or stuck
 	DialFailures   uint64 `json:"dial_failures"`   // of links
-	StreamsRefused uint64 `json:"streams_refused"` // on the cluster's port: no key, not in time, too many
+	StreamsRefused uint64 `json:"streams_refused"` // on the cluster's port: no key, not in time, too many, too large
+	PacketsRefused uint64 `json:"packets_refused"` // of a form that no node sends
 	RelayFailures  uint64 `json:"relay_failures"`  // requests of Socket.IO whose node could not be reached, or broke off
 	RelaysBusy     uint64 `json:"relays_busy"`     // … that were too many
 }
@@ -752,10 +753,10 @@ type ClusterStats struct {
 func (c *cluster) stats() *ClusterStats {
 	m, r := c.mesh.Stats(), c.relay.Stats()
 	return &ClusterStats{
-		Nodes: len(c.all()), LinksUp: m.LinksOut, LinksIn: m.LinksIn, Relayed: int(r.Running), Pending: m.Unproved,
+		Nodes: len(c.all()), LinksUp: m.LinksOut, LinksIn: m.LinksIn, Relayed: int(r.Running), Pending: m.Unproved + m.Gossip,
 		Sent: c.sent.Load(), Served: c.served.Load(), Found: c.found.Load(), Full: m.Full, Dropped: m.Dropped,
 		Malformed: c.malformed.Load(), Diverged: m.Diverged, Snapshots: m.SnapshotsSent, LinksLost: m.LinksSilent + m.LinksStuck,
-		DialFailures: m.DialFailures, StreamsRefused: m.StreamsRefused + m.HandshakesFailed + m.RefusedHellos,
+		DialFailures: m.DialFailures, StreamsRefused: m.StreamsRefused + m.HandshakesFailed + m.RefusedHellos, PacketsRefused: m.PacketsRefused,
 		RelayFailures: r.Unreached + r.Broken, RelaysBusy: r.Busy,
 	}
 }

@@ -273,11 +273,11 @@ func TestALostLoginIsReportedOnce(t *testing.T) {
 		b.wantLinked(a)
 		alice := directory.Place{Kind: 1, Name: "alice"}
 		b.join("alice")
-		b.dir.Bind(alice, "mobile", time.Now())
+		b.dir.Bind(alice, "mobile", 0, time.Now())
 		b.mesh.Wake()
 		time.Sleep(time.Second)
 		a.join("alice")
-		a.dir.Bind(alice, "mobile", time.Now())
+		a.dir.Bind(alice, "mobile", 0, time.Now())
 		a.mesh.Wake()
 		b.waitFor(time.Second, "the login is lost", func() bool { return len(b.lost) == 1 })
 		time.Sleep(time.Minute)

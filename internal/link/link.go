@@ -8,7 +8,11 @@
 //
 // Every stream that comes in is one of three, and its first byte tells: 0xC7 a
 // link, 0xC8 a relay, anything else memberlist's, which gets it as if nobody had
-// looked ([Mesh.Transport]). Behind the first byte of a link or a relay comes
+// looked ([Mesh.Transport]), if it can do no harm: memberlist reads a whole
+// message before it knows whether the sender has the secret, so its streams are
+// limited in number and bytes. With a secret, streams and packets that no member
+// sends, a message over 8 MiB, an empty one or one sealed in an older way, are
+// refused. Behind the first byte of a link or a relay comes
 // TLS 1.3, each side showing the one certificate that it made for a key derived
 // from the secret. No x509 authority and no name is asked: the key is the proof.
 //
@@ -33,8 +37,8 @@
 //
 // # Goroutines and locks
 //
-// A Mesh has one goroutine that takes streams and one that gathers what is new
-// in the history; a stream that is not yet known to be anything has one. A
+// A Mesh has one goroutine that takes streams, one that takes packets if there is
+// a secret, and one that gathers what is new in the history; a stream that is not yet known to be anything has one. A
 // Peer has one that dials and reads, and a link that is up one that writes. An
 // In has one that reads, one that writes and one that works. No lock is held
 // while a socket is written or the Handler is called, and no goroutine writes to
@@ -97,9 +101,10 @@ type Config struct {
 	Log       *quietlog.Log        // nil: nothing is logged
 
 	// Keys are 32-byte seeds of Ed25519 keys. The first is this node's, all are
-	// accepted of others. none: links and relays are neither encrypted nor
-	// authenticated, and the owner has made sure that no other machine reaches
-	// them.
+	// accepted of others, and memberlist encrypts too, which the Mesh counts on.
+	// none: links and relays are neither encrypted nor authenticated, memberlist's
+	// framing is not looked at, and the owner has made sure that no other machine
+	// reaches them.
 	Keys [][]byte
 
 	// Transport carries everything; the Mesh takes its streams. Dials go through
@@ -196,9 +201,10 @@ type Mesh struct {
 	minProto uint64
 	maxProto uint64
 	inner    memberlist.Transport
-	linkTLS  *tls.Config   // nil: plain
-	relayTLS *tls.Config   // nil: plain
-	streams  chan net.Conn // memberlist's; never closed
+	linkTLS  *tls.Config             // nil: plain
+	relayTLS *tls.Config             // nil: plain
+	streams  chan net.Conn           // memberlist's; never closed
+	packets  chan *memberlist.Packet // … too; never closed; nil: it gets the transport's own
 	pending  *pending
 	relays   *relays
 	n        counters
@@ -207,7 +213,7 @@ type Mesh struct {
 	cut      context.Context // when it ends everything is closed
 	cutNow   context.CancelFunc
 	work     sync.WaitGroup // everything but what port has and dials
-	port     sync.WaitGroup // what takes and classifies streams
+	port     sync.WaitGroup // what takes and classifies streams, and takes packets
 	shut     chan struct{}  // closed by the transport's Shutdown
 	shutting sync.Once
 	shutErr  error
@@ -254,12 +260,17 @@ func New(cfg Config) *Mesh {
 	m.cut, m.cutNow = context.WithCancel(context.Background())
 	m.peers.Store(&map[directory.Origin]*Peer{})
 	m.port.Go(m.takeStreams)
+	if len(cfg.Keys) > 0 {
+		m.packets = make(chan *memberlist.Packet)
+		m.port.Go(m.takePackets)
+	}
 	m.work.Go(m.gather)
 	return m
 }
 
 // Transport is what memberlist gets: the transport of Config without the
-// streams that are links and relays. Its Shutdown shuts that down.
+// streams that are links and relays, and without what no member sends. Its
+// Shutdown shuts that down.
 func (m *Mesh) Transport() memberlist.Transport { return transport{m} }
 
 // Up keeps a link to a run at an address, from now on and until Down; it dials
@@ -435,7 +446,7 @@ func (m *Mesh) close() {
 	}
 	clear(m.relaying)
 	m.mu.Unlock()
-	m.pending.close(true)
+	m.pending.close(proving)
 	m.cutNow()
 	m.work.Wait()
 }

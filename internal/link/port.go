@@ -14,97 +14,171 @@ import (
 )
 
 const (
-	handshakeTime = 5 * time.Second // for the first byte, TLS and HELLO together; and for a dial
+	handshakeTime = 5 * time.Second // for the first bytes, TLS and HELLO together; and for a dial
 
 	maxPending  = 128 // streams that have not proved what they are
-	maxSilent   = 32  // … of one address, of which nothing has come
-	maxProving  = 8   // … of one address, that are to be links or relays
+	maxSilent   = 32  // … of one network, of which too little has come to tell
+	maxProving  = 8   // … of one network, that are to be links or relays
 	maxAccepted = 128 // relays that wait for Accept
 )
 
-// pending is the streams that have not proved what they are. An address may
-// have only some of them, unless it is loopback, where a whole cluster may run.
+// pending is the streams that have not proved what they are, and those that
+// memberlist has, which it reads before it knows whether their sender has the
+// secret. A network, an IPv4 address or an IPv6 /64, may have only some of them,
+// unless it is loopback, where a whole cluster may run.
 type pending struct {
-	mu      sync.Mutex // guards what follows and what strangers have; a leaf
-	all     map[*stranger]struct{}
-	silent  map[netip.Addr]int // of which no byte has come
-	proving map[netip.Addr]int // that are to be links or relays
+	mu   sync.Mutex // guards what follows and what strangers have; a leaf
+	all  [stages]map[*stranger]struct{}
+	of   [stages]map[netip.Addr]int
+	held int // bytes that memberlist has read of its streams, beyond freeBytes of each
+}
+
+// stage is how far a stream has come.
+type stage int
+
+const (
+	silent    stage = iota // too little has come to tell what it is
+	proving                // is to be a link or a relay
+	gossiping              // memberlist's
+	stages
+	known = stages // or closed: not counted
+)
+
+// limits of the streams of each stage. When there are too many, the oldest of
+// them is closed for a new one, if it is older than patience: a member says what
+// it has to say at once, and who keeps streams open for long keeps no member out.
+var limits = [stages]struct {
+	each     int           // of one network
+	patience time.Duration // 0: none is closed, the new one is refused
+}{
+	silent:    {maxSilent, 100 * time.Millisecond},
+	proving:   {each: maxProving},
+	gossiping: {maxGossipEach, time.Second},
 }
 
 // stranger is one of them.
 type stranger struct {
 	net.Conn
-	p       *pending
-	from    netip.Addr
-	proving bool
+	p     *pending
+	from  netip.Addr // the first one of its network
+	local bool       // loopback
+	at    stage
+	since time.Time // when it came to its stage
+	read  int       // bytes that memberlist has read
+	held  int       // … of which pending counts so many
+	over  bool      // memberlist has closed it
 }
 
 func newPending() *pending {
-	return &pending{all: make(map[*stranger]struct{}), silent: make(map[netip.Addr]int), proving: make(map[netip.Addr]int)}
-}
-
-// add counts a stream that has come, or returns nil if there are too many.
-func (p *pending) add(conn net.Conn) *stranger {
-	s := &stranger{Conn: conn, p: p, from: remoteIP(conn)}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.all) >= maxPending || !s.from.IsLoopback() && p.silent[s.from] >= maxSilent {
-		return nil
+	p := new(pending)
+	for i := range stages {
+		p.all[i], p.of[i] = make(map[*stranger]struct{}), make(map[netip.Addr]int)
 	}
-	p.all[s] = struct{}{}
-	p.silent[s.from]++
-	return s
+	return p
 }
 
-// proves counts it among those that are to be links or relays, and tells
-// whether there is room.
-func (s *stranger) proves() bool {
-	p := s.p
+// add counts a stream that has come. ok: there is room; closed: another one had
+// to go for it, or nil.
+func (p *pending) add(conn net.Conn) (s, closed *stranger, ok bool) {
+	ip := remoteIP(conn)
+	s = &stranger{Conn: conn, p: p, from: network(ip), local: ip.IsLoopback(), at: known}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !s.from.IsLoopback() && p.proving[s.from] >= maxProving {
-		return false
+	closed, ok = s.enterLocked(silent)
+	p.mu.Unlock()
+	if closed != nil {
+		closed.Conn.Close()
 	}
-	s.uncountLocked()
-	s.proving = true
-	p.proving[s.from]++
-	return true
+	return s, closed, ok
 }
 
-// known ends the counting: it is known what it is, or it is closed.
-func (s *stranger) known() {
+// becomes counts it in another stage. ok: there is room, and it was not closed
+// meanwhile; closed: another one had to go for it, or nil.
+func (s *stranger) becomes(to stage) (closed *stranger, ok bool) {
+	s.p.mu.Lock()
+	if s.at != known {
+		closed, ok = s.enterLocked(to)
+	}
+	s.p.mu.Unlock()
+	if closed != nil {
+		closed.Conn.Close()
+	}
+	return closed, ok
+}
+
+func (s *stranger) enterLocked(to stage) (closed *stranger, ok bool) {
+	p, now := s.p, time.Now()
+	full := false
+	switch to {
+	case silent:
+		full = len(p.all[silent])+len(p.all[proving]) >= maxPending
+	case gossiping:
+		full = len(p.all[gossiping]) >= maxGossip
+	}
+	fullHere := !s.local && p.of[to][s.from] >= limits[to].each
+	if full || fullHere {
+		for o := range p.all[to] {
+			if (!fullHere || o.from == s.from) && (closed == nil || o.since.Before(closed.since)) {
+				closed = o
+			}
+		}
+		if closed == nil || limits[to].patience == 0 || now.Sub(closed.since) <= limits[to].patience {
+			return nil, false
+		}
+		closed.leaveLocked()
+	}
+	s.leaveLocked()
+	s.at, s.since = to, now
+	p.all[to][s] = struct{}{}
+	p.of[to][s.from]++
+	return closed, true
+}
+
+// known ends the counting: it is known what it is, or it is closed. It tells
+// whether it was counted still: it was not closed for another one.
+func (s *stranger) known() bool {
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
-	s.uncountLocked()
-	delete(s.p.all, s)
+	return s.leaveLocked()
 }
 
-func (s *stranger) uncountLocked() {
-	of := s.p.silent
-	if s.proving {
-		of = s.p.proving
+func (s *stranger) leaveLocked() bool {
+	if s.at == known {
+		return false
 	}
+	delete(s.p.all[s.at], s)
+	of := s.p.of[s.at]
 	if of[s.from]--; of[s.from] == 0 {
 		delete(of, s.from)
 	}
+	s.at = known
+	return true
 }
 
-func (p *pending) len() int {
+// count is how many have not proved what they are, and how many memberlist has.
+func (p *pending) count() (unproved, gossip int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.all)
+	return len(p.all[silent]) + len(p.all[proving]), len(p.all[gossiping])
 }
 
-// close closes those that are to be links or relays, or the others; their
-// goroutines see to the rest.
-func (p *pending) close(proving bool) {
+// close closes those of a stage; their goroutines see to the rest.
+func (p *pending) close(at stage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for s := range p.all {
-		if s.proving == proving {
-			s.Close()
+	for s := range p.all[at] {
+		s.Conn.Close()
+	}
+}
+
+// network is the address itself, or the first one of an IPv6 /64, of which one
+// host may have all.
+func network(ip netip.Addr) netip.Addr {
+	if ip.Is6() {
+		if prefix, err := ip.Prefix(64); err == nil {
+			return prefix.Addr()
 		}
 	}
+	return ip
 }
 
 func remoteIP(conn net.Conn) netip.Addr {
@@ -124,10 +198,13 @@ func (m *Mesh) takeStreams() {
 			if !ok {
 				return
 			}
-			s := m.pending.add(conn)
-			if s == nil {
-				m.n.StreamsRefused.Add(1)
-				m.log(slog.LevelWarn, remoteIP(conn).String(), "stream refused, there are too many that say nothing", "addr", conn.RemoteAddr())
+			s, closed, ok := m.pending.add(conn)
+			const why = "there are too many that say nothing"
+			if closed != nil {
+				m.refused(closed, why)
+			}
+			if !ok {
+				m.refused(s, why)
 				conn.Close()
 				continue
 			}
@@ -138,17 +215,27 @@ func (m *Mesh) takeStreams() {
 	}
 }
 
+// refused counts and tells of a stream that is closed.
+func (m *Mesh) refused(s *stranger, why string) {
+	m.n.StreamsRefused.Add(1)
+	m.log(slog.LevelWarn, s.from.String(), "stream refused, "+why, "addr", s.RemoteAddr())
+}
+
+// full closes a stream over a limit, or that no member sends. That it was closed
+// for another one has been told already.
+func (m *Mesh) full(s *stranger, why string) {
+	if s.known() {
+		m.refused(s, why)
+	}
+	s.Conn.Close()
+}
+
 // classify looks at the first byte of a stream and gives it away.
 func (m *Mesh) classify(s *stranger) {
 	_ = s.SetDeadline(time.Now().Add(handshakeTime))
-	first := make([]byte, 1)
+	first := make([]byte, 1, maxGossipHead)
 	if _, err := io.ReadFull(s.Conn, first); err != nil {
-		s.known()
-		s.Close()
-		if !errors.Is(err, io.EOF) { // somebody looked whether the port is open
-			m.n.HandshakesFailed.Add(1)
-			m.log(slog.LevelDebug, "", "stream said nothing", "addr", s.RemoteAddr(), "err", err)
-		}
+		m.saidNothing(s, err)
 		return
 	}
 	switch first[0] {
@@ -157,41 +244,29 @@ func (m *Mesh) classify(s *stranger) {
 		if first[0] == relayByte {
 			prove = m.acceptRelay
 		}
-		if !s.proves() {
-			m.n.StreamsRefused.Add(1)
-			m.log(slog.LevelWarn, s.from.String(), "stream refused, there are too many that prove nothing", "addr", s.RemoteAddr())
+		if _, ok := s.becomes(proving); !ok {
+			m.full(s, "there are too many that prove nothing")
 		} else if m.begin(func() { prove(s) }) {
 			return
 		}
 		s.known()
 		s.Close()
 	default:
-		_ = s.SetDeadline(time.Time{})
-		select {
-		case m.streams <- &peeked{s.Conn, first}:
-		case <-m.shut:
-			s.Close()
-		}
-		s.known()
+		m.giveToGossip(s, first)
 	}
 }
 
-// peeked is a stream of which a byte was read.
-type peeked struct {
-	net.Conn
-	first []byte
-}
-
-func (p *peeked) Read(b []byte) (int, error) {
-	if len(p.first) > 0 {
-		n := copy(b, p.first)
-		p.first = p.first[n:]
-		return n, nil
+// saidNothing closes a stream that ended before it said what it is.
+func (m *Mesh) saidNothing(s *stranger, err error) {
+	counted := s.known()
+	s.Close()
+	if counted && !errors.Is(err, io.EOF) { // somebody looked whether the port is open
+		m.n.HandshakesFailed.Add(1)
+		m.log(slog.LevelDebug, "", "stream said nothing", "addr", s.RemoteAddr(), "err", err)
 	}
-	return p.Conn.Read(b)
 }
 
-// transport is what memberlist gets.
+// transport is what memberlist gets; gossip.go has what is between.
 type transport struct{ m *Mesh }
 
 var _ memberlist.NodeAwareTransport = transport{}
@@ -211,7 +286,12 @@ func (t transport) WriteToAddress(b []byte, addr memberlist.Address) (time.Time,
 	return t.m.inner.WriteTo(b, addr.Addr)
 }
 
-func (t transport) PacketCh() <-chan *memberlist.Packet { return t.m.inner.PacketCh() }
+func (t transport) PacketCh() <-chan *memberlist.Packet {
+	if t.m.packets != nil {
+		return t.m.packets
+	}
+	return t.m.inner.PacketCh()
+}
 
 func (t transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
 	return t.m.inner.DialTimeout(addr, timeout)
@@ -233,7 +313,7 @@ func (t transport) Shutdown() error {
 	m.shutting.Do(func() {
 		m.shutErr = m.inner.Shutdown()
 		close(m.shut)
-		m.pending.close(false)
+		m.pending.close(silent)
 		m.port.Wait()
 	})
 	return m.shutErr
@@ -244,7 +324,7 @@ func (t transport) Shutdown() error {
 func (m *Mesh) Abandon() {
 	m.shutting.Do(func() {
 		close(m.shut)
-		m.pending.close(false)
+		m.pending.close(silent)
 		m.port.Wait()
 	})
 	ctx, cancel := context.WithCancel(context.Background())

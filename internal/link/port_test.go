@@ -19,6 +19,9 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
+// gossipKey is what memberlists have whose Mesh has keys.
+var gossipKey = bytes.Repeat([]byte{7}, 32)
+
 // gossip runs an unmodified memberlist over a node's transport.
 func gossip(t *testing.T, n *node, change func(*memberlist.Config)) *memberlist.Memberlist {
 	t.Helper()
@@ -26,6 +29,9 @@ func gossip(t *testing.T, n *node, change func(*memberlist.Config)) *memberlist.
 	cfg.Name = n.self.ID
 	cfg.Transport = n.mesh.Transport()
 	cfg.LogOutput = io.Discard
+	if len(n.mesh.cfg.Keys) > 0 {
+		cfg.SecretKey = gossipKey
+	}
 	if change != nil {
 		change(cfg)
 	}
@@ -47,13 +53,12 @@ func TestMemberlistAndLinksShareAPort(t *testing.T) {
 		for _, label := range []string{"", "push"} {
 			t.Run(fmt.Sprintf("encrypted %v, label %q", encrypted, label), func(t *testing.T) {
 				inBubble(t, func(t *testing.T, nw *memnet.Network) {
-					change := func(cfg *memberlist.Config) {
-						cfg.Label = label
-						if encrypted {
-							cfg.SecretKey = bytes.Repeat([]byte{7}, 32)
+					change := func(cfg *memberlist.Config) { cfg.Label = label }
+					a, b := pair(t, nw, func(cfg *Config) {
+						if !encrypted {
+							cfg.Keys = nil
 						}
-					}
-					a, b := pair(t, nw, nil)
+					})
 					one, two := gossip(t, a, change), gossip(t, b, change)
 					a.up(b)
 					b.up(a)
@@ -68,6 +73,11 @@ func TestMemberlistAndLinksShareAPort(t *testing.T) {
 					}
 					if err := one.SendReliable(two.LocalNode(), make([]byte, 100_000)); err != nil {
 						t.Error(err)
+					}
+					for _, n := range []*node{a, b} {
+						if s := n.mesh.Stats(); s.StreamsRefused+s.PacketsRefused > 0 || s.Gossip > 1 {
+							t.Errorf("%s: %+v", n.self.ID, s)
+						}
 					}
 				})
 			})

@@ -9,6 +9,7 @@ type Stats struct {
 	LinksOut  int // that this node dialled, and that work
 	LinksIn   int // that peers dialled, and that work
 	Unproved  int // streams that came in and have not proved what they are
+	Gossip    int // streams that came in and that memberlist has
 	RelayConn int // relays, either way
 
 	Dials        uint64
@@ -32,7 +33,8 @@ type Stats struct {
 	UnknownFrames    uint64 // of a later version; skipped
 	RefusedHellos    uint64 // by this node
 	HandshakesFailed uint64 // streams that came in and proved nothing
-	StreamsRefused   uint64 // streams that came in over a limit
+	StreamsRefused   uint64 // streams that came in over a limit, went for a newer one, or are none that a member sends
+	PacketsRefused   uint64 // packets that no member sends
 	LinksSilent      uint64 // links given up because nothing came
 	LinksStuck       uint64 // … and because nothing went
 	RelaysIn         uint64
@@ -47,14 +49,14 @@ type counters struct {
 	BytesIn, BytesOut, MessagesIn, MessagesOut, Full, Dropped      atomic.Uint64
 	UnknownFrames, RefusedHellos, HandshakesFailed, StreamsRefused atomic.Uint64
 	LinksSilent, LinksStuck, RelaysIn, RelaysDialed                atomic.Uint64
+	PacketsRefused                                                 atomic.Uint64
 }
 
 // Stats counts.
 func (m *Mesh) Stats() Stats {
 	peers := *m.peers.Load()
 	s := Stats{
-		Peers:    len(peers),
-		Unproved: m.pending.len(),
+		Peers: len(peers),
 
 		Dials:            m.n.Dials.Load(),
 		DialFailures:     m.n.DialFailures.Load(),
@@ -75,11 +77,13 @@ func (m *Mesh) Stats() Stats {
 		RefusedHellos:    m.n.RefusedHellos.Load(),
 		HandshakesFailed: m.n.HandshakesFailed.Load(),
 		StreamsRefused:   m.n.StreamsRefused.Load(),
+		PacketsRefused:   m.n.PacketsRefused.Load(),
 		LinksSilent:      m.n.LinksSilent.Load(),
 		LinksStuck:       m.n.LinksStuck.Load(),
 		RelaysIn:         m.n.RelaysIn.Load(),
 		RelaysDialed:     m.n.RelaysDialed.Load(),
 	}
+	s.Unproved, s.Gossip = m.pending.count()
 	for _, p := range peers {
 		if p.Up() {
 			s.LinksOut++
