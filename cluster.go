@@ -140,7 +140,8 @@ type cluster struct {
 	proved map[string]uint64          // guarded by mu: of each node the greatest epoch that a link has proved; older runs are over
 
 	linksMu sync.Mutex
-	links   map[*link.In]*answers // guarded by linksMu: links that peers dialled
+	links   map[*link.In]*answers    // guarded by linksMu: links that peers dialled, and that asked something
+	dialled map[directory.Origin]int // guarded by linksMu: how many there are of whom
 
 	allocs                         atomic.Uint32 // turns of Alloc
 	sent, served, found, malformed atomic.Uint64
@@ -152,7 +153,7 @@ func newCluster(e *Engine, cfg Cluster) (c *cluster, err error) {
 	c = &cluster{
 		e: e, started: now, log: quietlog.New(e.cfg.Logger, "cluster"), transport: cfg.Transport, abandon: func() {},
 		others: make(map[directory.Origin]*node), bases: make(map[uint32]*node), tags: make(map[[8]byte]*node), proved: make(map[string]uint64),
-		links: make(map[*link.In]*answers),
+		links: make(map[*link.In]*answers), dialled: make(map[directory.Origin]int),
 	}
 	if c.set, err = cfg.check(); err != nil {
 		return nil, err
@@ -231,6 +232,14 @@ func (c *cluster) run() {
 func (c *cluster) watch(n *node, now time.Time) {
 	if n.peer.Up() {
 		n.down.Store(0)
+		c.linksMu.Lock()
+		known := c.dialled[n.peer.Origin()] > 0
+		c.linksMu.Unlock()
+		if n.unmet++; known {
+			n.unmet = 0
+		} else if n.unmet%unmetAfter == 0 { // it should have dialled, too
+			c.list.Meet(n.member.Load().Addr)
+		}
 		return
 	}
 	since := n.down.Load()
@@ -240,6 +249,9 @@ func (c *cluster) watch(n *node, now time.Time) {
 		c.log.Post(slog.LevelError, m.ID, "no link to a node that is there: pushes to its users fail; open its TCP port to this node, or set its Cluster.Advertise", "node", m.ID, "addr", m.Addr, "port", m.Addr.Port())
 	}
 }
+
+// unmetAfter is how many seconds a node may have to dial back.
+const unmetAfter = 2
 
 // undialled is how long a member may have no link before that is an error.
 const undialled = 30 * time.Second
@@ -565,8 +577,13 @@ type links cluster
 func (c *links) Member(o directory.Origin) bool { return (*cluster)(c).node(o) != nil }
 
 // Greeted and Linked implement link.Handler.
-func (c *links) Greeted(o directory.Origin, greeting []byte) { (*cluster)(c).compare(o, greeting) }
-func (c *links) Linked(p *link.Peer, greeting []byte)        { (*cluster)(c).compare(p.Origin(), greeting) }
+func (c *links) Greeted(o directory.Origin, greeting []byte) {
+	c.linksMu.Lock()
+	c.dialled[o]++
+	c.linksMu.Unlock()
+	(*cluster)(c).compare(o, greeting)
+}
+func (c *links) Linked(p *link.Peer, greeting []byte) { (*cluster)(c).compare(p.Origin(), greeting) }
 
 // compare takes what a node says of itself over a link: that it is there, and its
 // mpush key. Devices that know one key cannot use a node with another.
@@ -692,6 +709,9 @@ func (c *links) Ended(in *link.In) {
 	c.linksMu.Lock()
 	a := c.links[in]
 	delete(c.links, in)
+	if c.dialled[in.Origin()]--; c.dialled[in.Origin()] <= 0 {
+		delete(c.dialled, in.Origin())
+	}
 	c.linksMu.Unlock()
 	if a != nil {
 		a.close()
@@ -974,6 +994,8 @@ type node struct {
 	load   atomic.Int64 // connections that it has, as it last told
 	loaded atomic.Bool  // it told
 	down   atomic.Int64 // since when there is no link to it, in Unix seconds; 0: there is one
+
+	unmet int // owned by cluster.run: for how many seconds it has not dialled this node
 
 	mu    sync.Mutex
 	asked map[uint64]asked // guarded by mu: what it has not answered whole

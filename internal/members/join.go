@@ -105,6 +105,18 @@ func (l *List) joinSeeds() {
 	}
 }
 
+// Meet tells a member all that is known here of the others, and of this node: it
+// seems not to know it, for news by packets may be lost. It does not wait.
+func (l *List) Meet(addr netip.AddrPort) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx.Err() != nil || l.joining[addr] || len(l.joining) >= maxJoins {
+		return
+	}
+	l.joining[addr] = true
+	l.work.Go(func() { l.join(addr, false) })
+}
+
 // startJoin begins to join the node at addr, unless it is a member, is being
 // tried, or enough others are.
 func (l *List) startJoin(addr netip.AddrPort, seed bool) {
