@@ -254,7 +254,7 @@ func (c *cluster) watch(n *node, now time.Time) {
 const unmetAfter = 2
 
 // undialled is how long a member may have no link before that is an error.
-const undialled = 30 * time.Second
+const undialled = time.Minute
 
 // appendExtra appends what a node tells of itself by gossip: the upper half of
 // its connections' ids, and where devices reach it.

@@ -29,6 +29,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/embedpush/push"
+	"github.com/embedpush/push/internal/memnet"
 	"github.com/embedpush/push/internal/mpush"
 )
 
@@ -98,13 +99,20 @@ func worldWithDevices(t testing.TB, cfg push.Config) *deviceWorld {
 // world starts a world in memory for the devices of a door.
 func (d door) world(t testing.TB, cfg push.Config) *deviceWorld {
 	t.Helper()
-	w := &deviceWorld{world: newWorld(t, d.config(cfg)), door: d}
+	return d.worldOn(t, cfg, memnet.New(1), serverIP, clientIP)
+}
+
+// worldOn is world on a network that there is: the engine is on one address,
+// and its pages and devices on the other.
+func (d door) worldOn(t testing.TB, cfg push.Config, nw *memnet.Network, server, client string) *deviceWorld {
+	t.Helper()
+	w := &deviceWorld{world: newWorldOn(t, d.config(cfg), nw, server, client), door: d}
 	for i, port := range []int{3000, 3001} {
-		ln, err := w.net.Host(serverIP).Listen(port)
+		ln, err := nw.Host(server).Listen(port)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.dials[i] = func(ctx context.Context) (net.Conn, error) { return ln.DialFrom(ctx, clientIP) }
+		w.dials[i] = func(ctx context.Context) (net.Conn, error) { return ln.DialFrom(ctx, client) }
 		w.serves(ln, i == 1)
 	}
 	w.endsWith(t)

@@ -73,14 +73,20 @@ const (
 // newWorld starts a world in memory. The test's end closes it.
 func newWorld(t testing.TB, cfg push.Config) *world {
 	t.Helper()
-	nw := memnet.New(1)
-	ln, err := nw.Host(serverIP).Listen(80)
+	return newWorldOn(t, cfg, memnet.New(1), serverIP, clientIP)
+}
+
+// newWorldOn is newWorld on a network that there is: the engine is on one
+// address, and its pages on the other.
+func newWorldOn(t testing.TB, cfg push.Config, nw *memnet.Network, server, client string) *world {
+	t.Helper()
+	ln, err := nw.Host(server).Listen(80)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := serveWorld(t, cfg, ln)
 	w.net = nw
-	w.dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return ln.DialFrom(ctx, clientIP) }
+	w.dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return ln.DialFrom(ctx, client) }
 	return w
 }
 
