@@ -2250,24 +2250,32 @@ func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
 			continue
 		}
 		k.frame = nodemsg.AppendCall([]byte{nodemsg.KindCall}, &nodemsg.Call{ID: k.id, Op: op, To: audienceOf(a, t.users), Text: text})
-		if k.send(nil) != link.ErrFull {
+		if k.offer() != link.ErrFull {
 			k.frame = nil
 		}
 	}
 	return q, nil
 }
 
-func (k *call) send(ctx context.Context) (err error) {
-	if ctx == nil {
-		err = k.node.peer.Offer(k.frame)
-	} else {
-		err = k.node.peer.Send(ctx, k.frame)
-	}
-	if err != nil && (err != link.ErrFull || ctx != nil) {
-		k.node.forget(k.id)
-		k.end(fmt.Errorf("push: node %s: %w", k.node.member.Load().ID, statusErrors[statusOf(err)]))
+// offer sends the call, unless the link has no room.
+func (k *call) offer() error {
+	err := k.node.peer.Offer(k.frame)
+	if err != nil && err != link.ErrFull {
+		k.fail(err)
 	}
 	return err
+}
+
+// send sends the call, and waits for room.
+func (k *call) send(ctx context.Context) {
+	if err := k.node.peer.Send(ctx, k.frame); err != nil {
+		k.fail(err)
+	}
+}
+
+func (k *call) fail(err error) {
+	k.node.forget(k.id)
+	k.end(fmt.Errorf("push: node %s: %w", k.node.member.Load().ID, statusErrors[statusOf(err)]))
 }
 
 // wait returns what came of a question: at the latest when ctx or AckTimeout

@@ -64,7 +64,7 @@ func TestMetadataOfOtherVersionsIsRead(t *testing.T) {
 func FuzzMeta(f *testing.F) {
 	f.Add(packMeta(Member{Origin: directory.Origin{ID: "web-1", Epoch: 1_700_000_000_000}, Extra: []byte("extra")}))
 	f.Add(packMeta(Member{Origin: directory.Origin{ID: "web-1", Epoch: maxEpoch}, Draining: true}))
-	f.Add(pack(metaProto, "x", uint64(math.MaxUint64), "10.0.0.1:1", 1<<40, 2))
+	f.Add(pack(metaProto, "x", uint64(math.MaxUint64), "10.0.0.1:1", int64(1<<40), 2))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := bytes.Clone(b)
 		m, err := unpackMeta(b)
