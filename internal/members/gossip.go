@@ -76,6 +76,7 @@ var ordinary = []string{
 	"Conflicting address",                           // NotifyConflict
 	"Got ping for unexpected node",                  // the address had another run, or node, before
 	`discarding stream with unacceptable label "":`, // closed without a byte: a port check, a node that left
+	"use of closed network connection",              // closed for another stream, or by this node's end: link counts and tells
 }
 
 // hint explains an error in terms of the configuration, or is "".
