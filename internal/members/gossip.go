@@ -1,6 +1,7 @@
 package members
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -21,9 +22,14 @@ type gossipLog struct {
 	list *List
 }
 
+// closedHere is in lines about a stream that was closed for a newer one, or by
+// this node's end: who closed it counts and tells. Each has other ports in it, so
+// they could not be told apart from new troubles.
+var closedHere = []byte("use of closed network connection")
+
 // Write takes one line, as log.Logger does, maybe with memberlist's lock held.
 func (g *gossipLog) Write(b []byte) (int, error) {
-	if g.list.ctx.Err() != nil {
+	if g.list.ctx.Err() != nil || bytes.Contains(b, closedHere) {
 		return len(b), nil
 	}
 	name, ok := strings.CutPrefix(strings.TrimSpace(string(b)), onlyTCP)
@@ -76,7 +82,6 @@ var ordinary = []string{
 	"Conflicting address",                           // NotifyConflict
 	"Got ping for unexpected node",                  // the address had another run, or node, before
 	`discarding stream with unacceptable label "":`, // closed without a byte: a port check, a node that left
-	"use of closed network connection",              // closed for another stream, or by this node's end: link counts and tells
 }
 
 // hint explains an error in terms of the configuration, or is "".
