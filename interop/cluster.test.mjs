@@ -449,7 +449,9 @@ alone("whose node is shut down comes back on another, and who is on another and 
 		await until(`a poll of ${who} is held on ${out}`, async () => {
 			// An echo may take three requests, which come to the same nodes each time.
 			for (let i = turn++ % 3; i > 0; i--) await (await fetch(`${cluster.url}/socket.io/?EIO=4&transport=none`)).text();
-			return (await ask(socket, "echo", 1)) && (await cluster.node(out).ask("GET", "/held", { tab: socket.tab })) === 1;
+			await ask(socket, "echo", 1);
+			await new Promise((resolve) => setTimeout(resolve, 30)); // for the next poll to get there
+			return (await cluster.node(out).ask("GET", "/held", { tab: socket.tab })) === 1;
 		});
 	}
 	const talking = talkers.map(async ({ socket, gone }) => {
