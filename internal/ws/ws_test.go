@@ -539,10 +539,16 @@ func TestAHugeClaimAllocatesNothing(t *testing.T) {
 		t.Errorf("a refused claim of 1 GiB allocates %v times", n)
 	}
 
-	// Where the limit allows it, only a few bytes of state.
-	r := Reader{Max: -1}
-	if got := allocated(func() { r.Next(in, &m) }); got > 1<<10 {
-		t.Errorf("an accepted claim of 1 GiB allocates %d bytes", got)
+	// Where the limit allows it, only a few bytes of state. What the rest of the
+	// process allocates meanwhile counts, too, so the least of some tries does.
+	var r Reader
+	least := uint64(math.MaxUint64)
+	for range 5 {
+		r = Reader{Max: -1}
+		least = min(least, uint64(allocated(func() { r.Next(in, &m) })))
+	}
+	if least > 1<<10 {
+		t.Errorf("an accepted claim of 1 GiB allocates %d bytes", least)
 	}
 	runtime.KeepAlive(&r)
 }
