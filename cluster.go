@@ -16,6 +16,7 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -144,7 +145,7 @@ type cluster struct {
 	dialled map[directory.Origin]int // guarded by linksMu: how many there are of whom
 
 	allocs                         atomic.Uint32 // turns of Alloc
-	sent, served, found, malformed atomic.Uint64
+	sent, served, found, malformed atomic.Uint64 // as ClusterStats tells them
 }
 
 // newCluster checks the configuration and takes the port. Nothing runs yet.
@@ -231,7 +232,7 @@ func (c *cluster) run() {
 // watch tells of a node that the others see and that cannot be dialled.
 func (c *cluster) watch(n *node, now time.Time) {
 	if n.peer.Up() {
-		n.down.Store(0)
+		n.down = time.Time{}
 		c.linksMu.Lock()
 		known := c.dialled[n.peer.Origin()] > 0
 		c.linksMu.Unlock()
@@ -242,10 +243,9 @@ func (c *cluster) watch(n *node, now time.Time) {
 		}
 		return
 	}
-	since := n.down.Load()
-	if since == 0 {
-		n.down.Store(now.Unix())
-	} else if m := n.member.Load(); now.Sub(time.Unix(since, 0)) >= undialled {
+	if n.down.IsZero() {
+		n.down = now
+	} else if m := n.member.Load(); now.Sub(n.down) >= undialled {
 		c.log.Post(slog.LevelError, m.ID, "no link to a node that is there: pushes to its users fail; open its TCP port to this node, or set its Cluster.Advertise", "node", m.ID, "addr", m.Addr, "port", m.Addr.Port())
 	}
 }
@@ -993,9 +993,10 @@ type node struct {
 	tag    [8]byte      // static: of its Socket.IO sessions
 	load   atomic.Int64 // connections that it has, as it last told
 	loaded atomic.Bool  // it told
-	down   atomic.Int64 // since when there is no link to it, in Unix seconds; 0: there is one
 
-	unmet int // owned by cluster.run: for how many seconds it has not dialled this node
+	// Owned by cluster.run.
+	unmet int       // for how many seconds it has not dialled this node
+	down  time.Time // since when there is no link to it; the zero time: there is one
 
 	mu    sync.Mutex
 	asked map[uint64]asked // guarded by mu: what it has not answered whole
@@ -2242,6 +2243,7 @@ func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
 		return nil, nil
 	}
 	q := &question{c: c, begin: time.Now(), done: make(chan struct{}), open: len(targets)}
+	wait := uint32(min(c.e.cfg.Limits.AckTimeout.Milliseconds(), math.MaxUint32))
 	for _, t := range targets {
 		k := &call{q: q, node: t.node}
 		q.calls = append(q.calls, k)
@@ -2249,7 +2251,7 @@ func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
 			k.lost()
 			continue
 		}
-		k.frame = nodemsg.AppendCall([]byte{nodemsg.KindCall}, &nodemsg.Call{ID: k.id, Op: op, To: audienceOf(a, t.users), Text: text})
+		k.frame = nodemsg.AppendCall([]byte{nodemsg.KindCall}, &nodemsg.Call{ID: k.id, Op: op, Wait: wait, To: audienceOf(a, t.users), Text: text})
 		if k.offer() != link.ErrFull {
 			k.frame = nil
 		}
@@ -2401,6 +2403,12 @@ func (c *cluster) serveCall(a *answers, body []byte) error {
 		a.returns(&ret)
 		return err
 	}
+	ctx := a.ctx
+	if in.Wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(in.Wait)*time.Millisecond)
+		defer cancel()
+	}
 	var n int
 	switch in.Op {
 	case nodemsg.Devices:
@@ -2415,12 +2423,12 @@ func (c *cluster) serveCall(a *answers, body []byte) error {
 		}
 	case nodemsg.Join:
 		if err = checkName("room", in.Text); err == nil {
-			n, err = c.e.each(a.ctx, audience, joins(in.Text))
+			n, err = c.e.each(ctx, audience, joins(in.Text))
 		}
 	case nodemsg.Leave:
-		n, err = c.e.each(a.ctx, audience, leaves(in.Text))
+		n, err = c.e.each(ctx, audience, leaves(in.Text))
 	case nodemsg.Kick:
-		n, err = c.e.each(a.ctx, audience, kicks(in.Text))
+		n, err = c.e.each(ctx, audience, kicks(in.Text))
 	}
 	ret.Done, ret.N = true, uint64(n)
 	ret.Seq, _, _ = c.directory.Position()

@@ -34,9 +34,12 @@ type partial struct {
 	set       *set
 }
 
-// begin finds the origin of a frame and takes its merging lock, unless an
-// error is returned (R1, R2).
-func (d *Directory) begin(from Origin) (*origin, error) {
+// begin finds the origin of a frame, takes its merging lock and sees its clock,
+// unless an error is returned (R1, R2).
+func (d *Directory) begin(from Origin, clock Stamp, now time.Time, news *News) (*origin, error) {
+	if !clock.sane(now) {
+		return nil, ErrMalformed
+	}
 	if err := d.valid(from); err != nil {
 		return nil, err
 	}
@@ -47,6 +50,7 @@ func (d *Directory) begin(from Origin) (*origin, error) {
 		return nil, ErrUnknown
 	}
 	s.merging.Lock()
+	news.Ahead = d.clock.see(clock, now)
 	return s, nil
 }
 
@@ -59,15 +63,11 @@ func (d *Directory) MergeDelta(from Origin, frame []byte, now time.Time) (News, 
 	if err != nil {
 		return news, err
 	}
-	if !f.clock.sane(now) {
-		return news, ErrMalformed
-	}
-	s, err := d.begin(from)
+	s, err := d.begin(from, f.clock, now, &news)
 	if err != nil {
 		return news, err
 	}
 	defer s.merging.Unlock()
-	news.Ahead = d.clock.see(f.clock, now)
 	switch {
 	case f.base > s.seq:
 		news.Need, news.Have = true, s.seq
@@ -170,15 +170,11 @@ func (d *Directory) MergeSnap(from Origin, frame []byte, now time.Time) (News, e
 	if err != nil {
 		return news, err
 	}
-	if !f.clock.sane(now) {
-		return news, ErrMalformed
-	}
-	s, err := d.begin(from)
+	s, err := d.begin(from, f.clock, now, &news)
 	if err != nil {
 		return news, err
 	}
 	defer s.merging.Unlock()
-	news.Ahead = d.clock.see(f.clock, now)
 	p := s.partial
 	switch {
 	case p == nil || f.id > p.id:
@@ -267,15 +263,11 @@ func (d *Directory) tellDifference(s *origin, a, b *set) {
 // come between, it is needed.
 func (d *Directory) MergeBeat(from Origin, seq, hash uint64, clock Stamp, now time.Time) (News, error) {
 	var news News
-	if !clock.sane(now) {
-		return news, ErrMalformed
-	}
-	s, err := d.begin(from)
+	s, err := d.begin(from, clock, now, &news)
 	if err != nil {
 		return news, err
 	}
 	defer s.merging.Unlock()
-	news.Ahead = d.clock.see(clock, now)
 	if !s.aimed {
 		s.aim, s.aimed = seq, true
 	}
