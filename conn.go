@@ -1204,8 +1204,12 @@ func (e *Engine) start(nc net.Conn, d dialect, session wire.Session, who *identi
 	err := c.bind(who, cloneAll(l.Rooms))
 	if err != nil {
 		t.shut(ReasonRefused, wire.TryLater, "too many connections", true)
-	} else if c.greet() && e.cfg.OnConnect != nil {
-		t.lane.Always(func() { t.connect(c) }, t)
+	} else {
+		c.greet(func() {
+			if e.cfg.OnConnect != nil {
+				t.lane.Always(func() { t.connect(c) }, t)
+			}
+		})
 	}
 	t.begin()
 	return err
@@ -1292,11 +1296,15 @@ func unlimited(limit int) int {
 }
 
 // greet notes that OnConnect is to run, unless the connection has ended
-// already. Who calls it is on the lane, or about to put OnConnect on it.
-func (c *Conn) greet() bool {
+// already. Who calls it is on the lane, or puts OnConnect on it by then, which
+// runs with c.mu: an end that comes now puts OnDisconnect behind it.
+func (c *Conn) greet(then func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.greeted, c.parted = !c.ended, c.ended
+	if c.greeted && then != nil {
+		then()
+	}
 	return c.greeted
 }
 
@@ -1886,7 +1894,7 @@ func (t *transport) bind(d *device, b *bindRequest) {
 		return
 	}
 	if fresh {
-		c.greet()
+		c.greet(nil)
 	}
 	t.send(d.session.LoggedIn(nil, b.id, who.user, "", left))
 	if c.answering(false) {
@@ -2347,7 +2355,7 @@ func (t *transport) join(s *socketio, space string, who *identity, rooms []strin
 		s.remove(c)
 		return nil, err
 	}
-	if !c.greet() {
+	if !c.greet(nil) {
 		return nil, ErrClosed
 	}
 	s.joined.Store(true)
