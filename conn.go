@@ -1267,11 +1267,7 @@ func (t *transport) remoteAddr() netip.AddrPort {
 	if t.remote != nil {
 		return *t.remote
 	}
-	if tcp, ok := t.nc.RemoteAddr().(*net.TCPAddr); ok {
-		at := tcp.AddrPort()
-		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
-	}
-	return netip.AddrPort{}
+	return t.nc.Peer()
 }
 
 // newSession is the protocol of a browser's dialect. unnamed: the browser did

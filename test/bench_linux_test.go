@@ -8,8 +8,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -272,7 +274,7 @@ func newBenchEngine() (*push.Engine, error) {
 type fleet struct {
 	b      *testing.B
 	engine *push.Engine
-	ln     *descriptors
+	ln     net.Listener
 	load   *load
 }
 
@@ -323,11 +325,12 @@ func (f *fleet) broadcast(burst int) pushCost {
 // back, and waits for it.
 func (f *fleet) bareWrite() pushCost {
 	f.b.Helper()
+	fds := accepted(f.b, f.ln)
 	start := f.start()
-	for _, fd := range f.ln.fds {
+	for _, fd := range fds {
 		f.write(fd, broadcastFrame)
 	}
-	return start.end(1, len(f.ln.fds))
+	return start.end(1, len(fds))
 }
 
 // write is a bare write of a whole frame.
@@ -339,47 +342,44 @@ func (f *fleet) write(fd uintptr, frame []byte) {
 }
 
 // listenOn serves h until the listener or the benchmark ends.
-func listenOn(b *testing.B, h http.Handler) *descriptors {
+func listenOn(b *testing.B, h http.Handler) net.Listener {
 	b.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
-	d := &descriptors{Listener: ln}
-	go http.Serve(d, h)
+	go http.Serve(ln, h)
 	b.Cleanup(func() { ln.Close() })
-	return d
+	return ln
 }
 
-// descriptors is a listener that knows the descriptors of what it accepted.
-type descriptors struct {
-	net.Listener
-	mu  sync.Mutex
-	fds []uintptr // guarded by mu
-}
+// port is where a listener listens.
+func port(ln net.Listener) int { return ln.Addr().(*net.TCPAddr).Port }
 
-func (d *descriptors) Accept() (net.Conn, error) {
-	c, err := d.Listener.Accept()
+// accepted finds the descriptors of this process that were accepted there. The
+// engine has its own of each connection, so the listener cannot know them.
+func accepted(b *testing.B, ln net.Listener) (fds []uintptr) {
+	b.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return nil, err
+		b.Fatal(err)
 	}
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return nil, err
+	for _, entry := range entries {
+		fd, _ := strconv.Atoi(entry.Name())
+		at, err := syscall.Getsockname(fd)
+		if in4, ok := at.(*syscall.SockaddrInet4); err != nil || !ok || in4.Port != port(ln) {
+			continue
+		}
+		if _, err := syscall.Getpeername(fd); err == nil {
+			fds = append(fds, uintptr(fd))
+		}
 	}
-	raw.Control(func(fd uintptr) {
-		d.mu.Lock()
-		d.fds = append(d.fds, fd)
-		d.mu.Unlock()
-	})
-	return c, nil
+	return fds
 }
-
-func (d *descriptors) port() int { return d.Addr().(*net.TCPAddr).Port }
 
 func (f *fleet) dial(n int) {
 	f.b.Helper()
-	f.load.dial(f.ln.port(), f.load.conns, n, 10)
+	f.load.dial(port(f.ln), f.load.conns, n, 10)
 	f.waitConns(f.load.conns)
 }
 
@@ -445,6 +445,7 @@ func (m measurement) end(pushes, deliveries int) pushCost {
 // connections, that push to one user at a time.
 type duel struct {
 	*fleet
+	fds     []uintptr // the engine's connections
 	hub     *hub
 	hubLoad *load
 }
@@ -455,7 +456,8 @@ func newDuel(b *testing.B) *duel {
 	b.Helper()
 	d := &duel{fleet: newFleet(b, duelists), hub: newHub(), hubLoad: startLoad(b)}
 	ln := listenOn(b, d.hub)
-	d.hubLoad.dial(ln.port(), 0, duelists, 10)
+	d.fds = accepted(b, d.ln)
+	d.hubLoad.dial(port(ln), 0, duelists, 10)
 	for d.hub.size() < duelists {
 		time.Sleep(time.Millisecond)
 	}
@@ -493,7 +495,7 @@ func (d *duel) round(after func()) (l latencies) {
 		after()
 		d.hub.push(user, benchEvent, stamp('h'))
 		after()
-		d.write(d.ln.fds[i], benchFrame(stamp('w')))
+		d.write(d.fds[i], benchFrame(stamp('w')))
 		after()
 	}
 	d.load.wait(2 * pushes)

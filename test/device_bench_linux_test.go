@@ -90,7 +90,7 @@ func BenchmarkDevicePushAck(b *testing.B) {
 	f.load.as = asPlain
 	f.dial(1)
 	f.load.as = asPage
-	f.load.dial(listenOn(b, f.engine).port(), 2, 1, 10)
+	f.load.dial(port(listenOn(b, f.engine)), 2, 1, 10)
 	f.waitConns(3)
 	ctx, m := context.Background(), push.Message{Event: benchEvent, Data: benchText, Ack: push.AutoAck}
 	kinds := []struct {
@@ -225,7 +225,7 @@ func newDevices(b *testing.B, m push.MPush, as string, devices int) *fleet {
 	if err != nil {
 		b.Fatal(err)
 	}
-	f := &fleet{b: b, engine: e, ln: &descriptors{Listener: ln}, load: startLoad(b)}
+	f := &fleet{b: b, engine: e, ln: ln, load: startLoad(b)}
 	f.load.as = as
 	go e.Serve(f.ln)
 	if devices > 0 {

@@ -163,11 +163,9 @@ func BenchmarkSweep(b *testing.B) {
 		d.Add(us, idle{}).Start()
 	}
 	b.ReportAllocs()
-	var round uint32
 	for b.Loop() {
-		round++
 		now := time.Now()
-		d.each(func(c *Conn) { c.sweep(now, round) })
+		d.each(func(c *Conn) { c.sweep(now) })
 	}
 	b.ReportMetric(float64(b.Elapsed())/float64(b.N)/n, "ns/conn")
 }

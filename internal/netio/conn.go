@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
@@ -11,33 +12,48 @@ import (
 )
 
 // Conn is a connection that a Driver drives. Its methods may be called by any
-// goroutine at any time. It takes 128 bytes (TestConnIsSmall), and 16 more
-// while a goroutine reads it.
+// goroutine at any time. It takes 112 bytes (TestConnIsSmall).
 type Conn struct {
-	// Static, but nc and raw only from Attach on; before it mu guards them.
-	nc    net.Conn        // *pulled: none yet
-	raw   syscall.RawConn // nil: nc has no descriptor that we may use
+	// Static, but s and the polled only from Attach on; before it mu guards
+	// them.
 	h     Handler
 	shard *shard
+	s     *stream // nil: it is polled
+	polled
+	slot int32  // in shard.slots
+	gen  uint32 // tells it from others that had its slot
 
-	in    *input // the reader's: what the last read brought; only with raw
-	index int32  // in shard.conns; shard.mu guards it
+	seen    uint32     // guarded by mu: when the last byte came, in milliseconds since d.start; they wrap after 49 days
+	mu      sync.Mutex // guards everything below; no system call under it but the poller's epoll_ctl
+	refs    int8       // the reader, a Tick or Slow being called, a system call with a polled descriptor: Closed waits for 0
+	started bool       // by Start
+	stopped bool       // Data took less than it was given; nobody reads
+	resumed bool       // Resume came while Data was called
+	writing bool       // somebody writes: a caller of Write, the drain, or the poller when the socket has room; or it is pulled. q != nil only with it
+	shut    bool       // by Shut
+	cut     bool       // by Shut: the queue keeps only what is in flight, and last
+	closed  bool       // the socket is closed or about to be
+	told    bool       // Slow was called
+	q       *queue     // nil: nothing is queued
+	carry   *[]byte    // what Data did not take; nil: nothing
+	end     *ending    // nil: neither shut nor closed
+}
 
-	mu      sync.Mutex    // guards everything below; no system call under it
-	refs    int8          // the reader, and a Tick or Slow being called: Closed waits for 0
-	started bool          // by Start
-	stopped bool          // Data took less than it was given; no goroutine reads
-	resumed bool          // Resume came while Data was called
-	writing bool          // somebody writes: a caller of Write or the drain; or it is pulled. q != nil only with it
-	shut    bool          // by Shut
-	cut     bool          // by Shut: the queue keeps only what is in flight, and last
-	closed  bool          // nc is closed or about to be
-	told    bool          // Slow was called
-	swept   uint32        // the last sweep that met us
-	seen    time.Duration // when the last byte came, since d.start
-	q       *queue        // nil: nothing is queued
-	carry   *[]byte       // what Data did not take; nil: nothing
-	end     *ending       // nil: neither shut nor closed
+// What a poller is to look for. The values are those of epoll.
+const (
+	toRead  = 1
+	toWrite = 4 // writing is true
+)
+
+// stream is what a connection has that is not polled.
+type stream struct {
+	nc  net.Conn        // *pulled: none yet
+	raw syscall.RawConn // nil: nc has no descriptor that we may use
+}
+
+func newStream(nc net.Conn) *stream {
+	_ = nc.SetDeadline(time.Time{}) // left over from a handshake; if nc is broken, reading says so
+	return &stream{nc, rawConn(nc)}
 }
 
 // ending is what only a connection near its end needs.
@@ -46,6 +62,7 @@ type ending struct {
 	timer *time.Timer // nil: not shut
 	cause error       // for Closed
 	fin   bool        // by HangUp: to be closed on our side when nothing is queued
+	reset bool        // output was queued when it was closed
 }
 
 const (
@@ -89,9 +106,13 @@ func (c *Conn) resumeLocked() {
 }
 
 func (c *Conn) readLocked(now time.Duration) {
-	c.seen = now
+	c.seen = millis(now)
 	if p := c.pulledLocked(); p != nil {
 		p.goOn()
+		return
+	}
+	if c.s == nil && c.carry == nil {
+		c.watchLocked(toRead, true)
 		return
 	}
 	c.refs++
@@ -106,15 +127,27 @@ func (c *Conn) Silence(now time.Time) time.Duration {
 	if c.stopped {
 		return 0 // it stopped when bytes came, and Resume counts from there
 	}
-	return max(0, now.Sub(c.shard.d.start)-c.seen)
+	return time.Duration(max(0, int32(millis(now.Sub(c.shard.d.start))-c.seen))) * time.Millisecond
 }
 
-// RemoteAddr is the peer's address, also after the end.
-func (c *Conn) RemoteAddr() net.Addr {
+// Peer is the address at the other end, also after the connection's; the zero
+// AddrPort for what has none in the Internet's form.
+func (c *Conn) Peer() netip.AddrPort {
 	c.mu.Lock()
-	nc := c.nc
+	s := c.s
 	c.mu.Unlock()
-	return nc.RemoteAddr()
+	if s == nil {
+		return c.polled.peer()
+	}
+	return addrPort(s.nc)
+}
+
+func addrPort(nc net.Conn) netip.AddrPort {
+	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		at := tcp.AddrPort()
+		return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	}
+	return netip.AddrPort{}
 }
 
 // Close ends the connection at once: a reset if output is queued, which is
@@ -146,20 +179,24 @@ func (c *Conn) close(cause error, hard bool) {
 		c.releaseTakenLocked(p, p.taken)
 	}
 	c.carry = nil
+	c.end.reset = unsent
 	last := c.refs == 0
 	p := c.pulledLocked()
 	if p != nil {
 		p.goOn()
 	}
-	short := c.raw != nil || p != nil
+	polled := c.s == nil
+	short := polled || c.s.raw != nil || p != nil
 	if !short {
 		c.shard.d.wg.Add(1)
 	}
 	c.mu.Unlock()
 
-	if short {
+	switch {
+	case polled: // by finish: others may be using the descriptor
+	case short:
 		c.sever(unsent, hard) // as short as it takes the reader to look up
-	} else {
+	default:
 		go func() { // closing TLS writes, and a wrapper may do anything
 			defer c.shard.d.wg.Done()
 			c.sever(unsent, hard)
@@ -170,9 +207,13 @@ func (c *Conn) close(cause error, hard bool) {
 	}
 }
 
-// sever closes nc; everybody who waits for it returns.
+// sever closes the socket; everybody who waits for it returns.
 func (c *Conn) sever(reset, hard bool) {
-	nc := c.nc
+	if c.s == nil {
+		c.drop(reset)
+		return
+	}
+	nc := c.s.nc
 	if t, ok := nc.(*tls.Conn); ok {
 		nc = t.NetConn()
 		if !reset && !hard {
@@ -202,19 +243,21 @@ func (c *Conn) leave() {
 
 // finish runs once: refs does not rise again on a closed connection.
 func (c *Conn) finish() {
+	if c.s == nil {
+		c.drop(c.end.reset)
+	}
 	c.shard.remove(c)
 	c.h.Closed(c.end.cause)
 	c.shard.d.wg.Done()
 }
 
-// sweep looks after c once in each round.
-func (c *Conn) sweep(now time.Time, round uint32) {
+// sweep looks after c.
+func (c *Conn) sweep(now time.Time) {
 	c.mu.Lock()
-	if !c.started || c.closed || c.swept == round {
+	if !c.started || c.closed {
 		c.mu.Unlock()
 		return
 	}
-	c.swept = round
 	c.refs++
 	t := c.shard.d.cfg.WriteTimeout
 	slow := t > 0 && c.q != nil && now.Sub(c.shard.d.start)-c.q.moved >= t && c.pulledLocked() == nil && c.slowLocked()
@@ -251,7 +294,8 @@ func (c *Conn) slowLocked() bool {
 
 // read is the reading goroutine. It ends when Data takes less than it is
 // given, and Resume starts another, so a stopped connection costs no stack
-// and there is nobody to wake at its end.
+// and there is nobody to wake at its end. Of a polled connection it delivers
+// what was kept, and leaves the rest to the poller.
 func (c *Conn) read() {
 	c.mu.Lock()
 	carry := c.carry
@@ -259,7 +303,12 @@ func (c *Conn) read() {
 	c.mu.Unlock()
 	switch {
 	case carry != nil && !c.deliver(*carry, true):
-	case c.raw != nil:
+	case c.s == nil:
+		c.mu.Lock()
+		c.watchLocked(toRead, true)
+		c.mu.Unlock()
+		c.leave()
+	case c.s.raw != nil:
 		c.readRaw(freshness{})
 	default:
 		c.readPlain(make([]byte, plainSize), freshness{})
@@ -268,7 +317,7 @@ func (c *Conn) read() {
 
 func (c *Conn) readPlain(buf []byte, f freshness) {
 	for {
-		n, err := c.nc.Read(buf)
+		n, err := c.s.nc.Read(buf)
 		if n > 0 && !c.deliver(buf[:n], false) {
 			return
 		}
@@ -312,7 +361,8 @@ func (c *Conn) readEnded(err error) {
 }
 
 // deliver hands b to the handler and reports whether to read on; if not, the
-// reader has left and must not touch c. kept: nobody else uses b.
+// reader has left and must not touch c. kept: nobody else uses b. The caller
+// holds a reference.
 func (c *Conn) deliver(b []byte, kept bool) bool {
 	for {
 		c.mu.Lock()
@@ -322,7 +372,7 @@ func (c *Conn) deliver(b []byte, kept bool) bool {
 			return false
 		}
 		c.resumed = false
-		c.seen = c.shard.d.stamp()
+		c.seen = millis(c.shard.d.stamp())
 		c.mu.Unlock()
 		n := c.h.Data(b)
 		if n >= len(b) {
@@ -342,6 +392,9 @@ func (c *Conn) deliver(b []byte, kept bool) bool {
 		rest := b // b itself would be on the heap from the start
 		c.carry = &rest
 		c.refs--
+		if c.s == nil {
+			c.watchLocked(toRead, false)
+		}
 		c.mu.Unlock()
 		return false
 	}

@@ -1,14 +1,21 @@
 // Package netio drives connections: it reads, keeps a bounded queue, writes
 // and sweeps. It knows bytes, not protocols; a Handler does the rest.
 //
-// An idle connection holds no buffer, no queue and no timer. A connection
-// with a descriptor of its own (exactly *net.TCPConn or *net.UnixConn, on
-// Unix) waits for bytes without a buffer and is written by whoever calls
-// Write; every other net.Conn (TLS, net.Pipe, a wrapper) is read into a small
-// buffer of its own and written by a goroutine that lives while something is
-// queued. Nothing in the API depends on a goroutine per connection, so a
-// poller can stand behind it. A pulled connection has no socket, and perhaps
-// gets one later: its queue is taken, its bytes are fed.
+// An idle connection holds no buffer, no queue and no timer, and whoever calls
+// Write writes. What waits for bytes, and for a full socket, depends on the
+// connection:
+//
+//   - A descriptor of its own (exactly *net.TCPConn or *net.UnixConn), on Linux:
+//     one of a few pollers (poll_linux.go). There is no goroutine and no
+//     net.Conn any more.
+//   - A descriptor on another Unix, or when the poller cannot have it: a
+//     goroutine without a buffer reads, and another writes while the socket
+//     is full.
+//   - Every other net.Conn (TLS, net.Pipe, a wrapper): a goroutine with a small
+//     buffer reads, and another writes while something is queued.
+//
+// A pulled connection has no socket, and perhaps gets one later: its queue is
+// taken, its bytes are fed.
 package netio
 
 import (
@@ -92,14 +99,17 @@ type Driver struct {
 	wg     sync.WaitGroup // the sweep, every connection until its Closed has returned, every drain and every closing
 }
 
-// shard is a list of connections. Its lock and a connection's are never held
-// together.
+// shard is a table of connections, and the poller of those that have one. Its
+// lock is a leaf.
 type shard struct {
 	d *Driver // static
 
-	mu     sync.Mutex // guards closed, conns and their indexes
+	mu     sync.Mutex // guards everything below
 	closed bool
-	conns  []*Conn
+	slots  []*Conn // nil: free
+	free   []int32 // which
+	gen    uint32  // of the last connection that got a slot
+	poll   poller
 	_      [64]byte // a cache line between two shards
 }
 
@@ -128,23 +138,33 @@ func New(cfg Config) *Driver {
 // before Start. After the driver's Close, Add closes nc and the handler hears
 // Closed from a goroutine that nobody waits for.
 func (d *Driver) Add(nc net.Conn, h Handler) *Conn {
-	c := &Conn{nc: nc, h: h, raw: rawConn(nc)}
-	_ = nc.SetDeadline(time.Time{}) // left over from a handshake; if nc is broken, reading says so
+	c := &Conn{h: h}
+	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
+	if !c.shard.adopt(c, nc) {
+		c.s = newStream(nc)
+	}
 	d.register(c)
 	return c
 }
 
 // register puts c, which nobody else knows yet, into a shard.
 func (d *Driver) register(c *Conn) {
-	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
-	c.seen = time.Since(d.start)
+	c.seen = millis(time.Since(d.start))
 	s := c.shard
 	s.mu.Lock()
 	closed := s.closed
 	if !closed {
 		d.wg.Add(1)
-		c.index = int32(len(s.conns))
-		s.conns = append(s.conns, c)
+		s.gen++
+		c.gen = s.gen
+		if n := len(s.free); n > 0 {
+			c.slot = s.free[n-1]
+			s.free = s.free[:n-1]
+			s.slots[c.slot] = c
+		} else {
+			c.slot = int32(len(s.slots))
+			s.slots = append(s.slots, c)
+		}
 	}
 	s.mu.Unlock()
 	if closed {
@@ -169,45 +189,40 @@ func (d *Driver) Close() {
 		close(d.stop)
 	})
 	d.wg.Wait()
+	for i := range d.shards { // nobody watches anything any more
+		d.shards[i].closePoller()
+	}
 }
 
 // QueuedBytes is what all queues cost together.
 func (d *Driver) QueuedBytes() int64 { return d.queued.Load() }
 
-// remove takes c out of its shard: the last one gets its place.
+// remove frees c's slot.
 func (s *shard) remove(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := len(s.conns) - 1
-	last := s.conns[n]
-	s.conns[c.index] = last
-	last.index = c.index
-	s.conns[n] = nil
-	s.conns = s.conns[:n]
-	if cap(s.conns) > 1024 && n < cap(s.conns)/4 {
-		s.conns = slices.Clone(s.conns) // after a storm: slices do not shrink by themselves
+	s.slots[c.slot] = nil
+	s.free = append(s.free, c.slot)
+	if len(s.free) == len(s.slots) {
+		s.slots, s.free = nil, nil
 	}
 }
 
-// each calls f for every connection, with no lock held. It walks down, so
-// that a connection which a removal moves into a freed place is met at least
-// once (and perhaps twice: the one moved comes from the part already walked).
+// each calls f for every connection, with no lock held. One that comes
+// meanwhile may be missed.
 func (d *Driver) each(f func(c *Conn)) {
 	var some [chunk]*Conn
 	for i := range d.shards {
 		s := &d.shards[i]
-		for end := -1; end != 0; {
+		for from, n := 0, chunk; n == chunk; from += n {
 			s.mu.Lock()
-			if end < 0 || end > len(s.conns) {
-				end = len(s.conns)
-			}
-			from := max(0, end-chunk)
-			n := copy(some[:], s.conns[from:end])
+			n = copy(some[:], s.slots[min(from, len(s.slots)):])
 			s.mu.Unlock()
 			for _, c := range some[:n] {
-				f(c)
+				if c != nil {
+					f(c)
+				}
 			}
-			end = from
 		}
 	}
 }
@@ -216,7 +231,6 @@ func (d *Driver) each(f func(c *Conn)) {
 func (d *Driver) sweep() {
 	ticker := time.NewTicker(d.cfg.Tick)
 	defer ticker.Stop()
-	var round uint32
 	for {
 		select {
 		case <-d.stop:
@@ -225,8 +239,7 @@ func (d *Driver) sweep() {
 		}
 		now := time.Now()
 		d.clock.Store(int64(now.Sub(d.start)))
-		round++
-		d.each(func(c *Conn) { c.sweep(now, round) })
+		d.each(func(c *Conn) { c.sweep(now) })
 	}
 }
 
@@ -234,6 +247,8 @@ func (d *Driver) sweep() {
 // from it comes out too short rather than too long, and costs no call of
 // time.Now.
 func (d *Driver) stamp() time.Duration { return time.Duration(d.clock.Load()) + d.cfg.Tick }
+
+func millis(d time.Duration) uint32 { return uint32(d.Milliseconds()) }
 
 // reserve takes n bytes of TotalBytes, or nothing.
 func (d *Driver) reserve(n int) bool {

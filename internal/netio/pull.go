@@ -30,7 +30,8 @@ var (
 // After the driver's Close it is as with Add.
 func (d *Driver) AddPulled(h Handler, wake func()) *Conn {
 	// The queue counts as being written, so nobody begins to.
-	c := &Conn{nc: &pulled{wake: wake}, h: h, writing: true}
+	c := &Conn{s: &stream{nc: &pulled{wake: wake}}, h: h, writing: true}
+	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
 	d.register(c)
 	return c
 }
@@ -97,7 +98,7 @@ func (c *Conn) Feed(b []byte) error {
 	}
 	p.feeding = true
 	c.refs++
-	c.seen = c.shard.d.stamp() // b may be empty
+	c.seen = millis(c.shard.d.stamp()) // b may be empty
 	c.mu.Unlock()
 	defer c.fed(p) // also when Data panics: net/http recovers, and Closed would wait for ever
 	for len(b) > 0 {
@@ -107,7 +108,7 @@ func (c *Conn) Feed(b []byte) error {
 			return ErrClosed
 		}
 		c.resumed = false
-		c.seen = c.shard.d.stamp()
+		c.seen = millis(c.shard.d.stamp())
 		c.mu.Unlock()
 		n := c.h.Data(b)
 		if n >= len(b) {
@@ -166,10 +167,8 @@ func (c *Conn) Paused() bool {
 // ErrClosed: the connection is shut or closed. ErrFeeding: Feed runs, and the
 // caller was to wait for its end; a Data that it calls is never overlapped by
 // one of the socket's. With any error nothing has changed, and nc stays the
-// caller's, but for its deadlines, which are gone.
+// caller's.
 func (c *Conn) Attach(nc net.Conn, rest []byte) error {
-	raw := rawConn(nc)
-	_ = nc.SetDeadline(time.Time{}) // as in Add
 	var carry *[]byte
 	if len(rest) > 0 {
 		rest = slices.Clone(rest)
@@ -187,12 +186,15 @@ func (c *Conn) Attach(nc net.Conn, rest []byte) error {
 	case p.feeding:
 		return ErrFeeding
 	}
-	// Whoever uses nc and raw without the lock has held it after this: a
+	// Whoever uses the socket without the lock has held it after this: a
 	// reader starts below, or by Start; a writer has found writing false, and
 	// until flushLocked we are the writer; close has marked the connection
 	// closed, after us or so that we returned above.
 	c.releaseTakenLocked(p, p.taken)
-	c.nc, c.raw, c.carry = nc, raw, carry
+	if c.s = nil; !c.shard.adopt(c, nc) {
+		c.s = newStream(nc)
+	}
+	c.carry = carry
 	if c.started {
 		c.readLocked(now)
 	}
@@ -214,7 +216,10 @@ type pulled struct {
 
 // pulledLocked is nil when c has a socket.
 func (c *Conn) pulledLocked() *pulled {
-	p, _ := c.nc.(*pulled)
+	if c.s == nil {
+		return nil
+	}
+	p, _ := c.s.nc.(*pulled)
 	return p
 }
 

@@ -39,14 +39,17 @@ var inputs = sync.Pool{New: func() any { return new(input) }}
 
 // readRaw waits for bytes without a buffer.
 func (c *Conn) readRaw(f freshness) {
-	ready := c.tryRead // the one closure
+	var in *input // what the last read brought
+	ready := func(fd uintptr) bool {
+		in = tryRead(fd)
+		return in != nil
+	}
 	for {
-		err := c.raw.Read(ready)
-		in := c.in
-		c.in = nil
+		err := c.s.raw.Read(ready)
 		if err == nil && in.n > 0 {
 			more, n := c.deliver(in.buf[:in.n], false), in.n
 			inputs.Put(in)
+			in = nil
 			switch {
 			case !more:
 				return
@@ -69,16 +72,16 @@ func (c *Conn) readRaw(f freshness) {
 }
 
 // tryRead is called inside RawConn.Read, where nothing but a read is allowed:
-// a Close in here would wait for itself.
-func (c *Conn) tryRead(fd uintptr) bool {
+// a Close in here would wait for itself. It returns nil when there is nothing
+// yet.
+func tryRead(fd uintptr) *input {
 	in := inputs.Get().(*input)
 	in.n, in.err = sysRead(fd, in.buf[:])
 	if in.err == syscall.EAGAIN {
 		inputs.Put(in)
-		return false
+		return nil
 	}
-	c.in = in
-	return true
+	return in
 }
 
 // tryRaw is called inside RawConn.Write. When it is called again, after a

@@ -27,21 +27,40 @@ func (c *Conn) Write(b []byte) error {
 		c.mu.Unlock()
 		return nil
 	}
-	if c.writing || c.raw == nil {
+	if c.writing || c.s != nil && c.s.raw == nil {
 		return c.enqueue(b)
 	}
 	c.writing = true
-	c.mu.Unlock()
-	w := newWriter()
-	n, err := w.write(c, b, false)
-	w.free()
-	c.mu.Lock()
+	var n int
+	var err error
+	if c.s == nil {
+		c.refs++
+		c.mu.Unlock()
+		n, err = c.put(b)
+		c.mu.Lock()
+		c.returnLocked()
+	} else {
+		c.mu.Unlock()
+		w := newWriter()
+		n, err = w.write(c, b, false)
+		w.free()
+		c.mu.Lock()
+	}
 	if n == len(b) && c.q == nil {
 		c.wroteAllLocked()
 		c.mu.Unlock()
 		return nil
 	}
 	return c.wrote(b, n, err)
+}
+
+// returnLocked gives up the reference that a system call had. Its caller may
+// hold locks that Closed takes.
+func (c *Conn) returnLocked() {
+	c.refs--
+	if c.closed && c.refs == 0 {
+		go c.finish()
+	}
 }
 
 // enqueue puts b into the queue. It is called with mu held and gives it back.
@@ -124,7 +143,7 @@ func (c *Conn) wrote(b []byte, n int, err error) error {
 // writes go, and leaves the rest to a drain. The caller is the writer. It
 // lets go of mu for each write.
 func (c *Conn) flushLocked() {
-	if c.raw != nil && c.q != nil {
+	if c.q != nil && (c.s == nil || c.s.raw != nil) {
 		w := newWriter()
 		for range takeOver {
 			if c.q == nil || !c.stepLocked(w, false) {
@@ -136,11 +155,15 @@ func (c *Conn) flushLocked() {
 	c.drainLocked()
 }
 
-// drainLocked leaves the writing to a goroutine, or ends it if nothing is
-// queued. The caller is the writer.
+// drainLocked leaves the writing to the poller or a goroutine, or ends it if
+// nothing is queued. The caller is the writer.
 func (c *Conn) drainLocked() {
-	if c.q == nil {
+	switch {
+	case c.q == nil:
 		c.wroteAllLocked()
+		return
+	case c.s == nil:
+		c.watchLocked(toWrite, true)
 		return
 	}
 	c.shard.d.wg.Add(1)
@@ -154,10 +177,14 @@ func (c *Conn) wroteAllLocked() {
 		return
 	}
 	c.end.fin = false
+	if c.s == nil {
+		c.finLocked()
+		return
+	}
 	c.shard.d.wg.Add(1)
 	go func() {
 		defer c.shard.d.wg.Done()
-		if half, ok := c.nc.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
+		if half, ok := c.s.nc.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
 			c.Close()
 		}
 	}()
@@ -181,16 +208,27 @@ func (c *Conn) drain() {
 // a reason to look at the queue again.
 func (c *Conn) stepLocked(w *writer, wait bool) bool {
 	b := c.q.gather(w)
-	if c.raw == nil && len(b) > joinSize {
+	if c.s != nil && c.s.raw == nil && len(b) > joinSize {
 		b = b[:joinSize] // each piece is progress that the sweep can see
 	}
-	c.mu.Unlock()
-	n, err := w.write(c, b, wait)
+	var n int
+	var err error
+	if c.s == nil {
+		c.refs++
+		c.mu.Unlock()
+		n, err = c.put(b)
+	} else {
+		c.mu.Unlock()
+		n, err = w.write(c, b, wait)
+	}
 	w.unjoin()
 	if err != nil {
 		c.close(err, false)
 	}
 	c.mu.Lock()
+	if c.s == nil {
+		c.returnLocked()
+	}
 	if c.q == nil {
 		return false // closed, or cut while nothing was in flight
 	}
@@ -448,14 +486,14 @@ func (w *writer) unjoin() {
 	}
 }
 
-// write writes b once and returns how much of it left. Without wait it does
-// not block, and c has a descriptor.
+// write writes b to a stream once and returns how much of it left. Without
+// wait it does not block, and c has a descriptor.
 func (w *writer) write(c *Conn, b []byte, wait bool) (int, error) {
-	if c.raw == nil {
-		return c.nc.Write(b)
+	if c.s.raw == nil {
+		return c.s.nc.Write(b)
 	}
 	w.c, w.b, w.n, w.err, w.wait, w.parked = c, b, 0, 0, wait, false
-	err := c.raw.Write(w.ready)
+	err := c.s.raw.Write(w.ready)
 	if err == nil && w.err != 0 {
 		err = writeError(w.err)
 	}

@@ -1,0 +1,25 @@
+//go:build !linux || pushgoroutines
+
+package netio
+
+import (
+	"net"
+	"net/netip"
+)
+
+// Without pollers no connection is ever polled.
+type (
+	poller struct{}
+	polled struct{}
+)
+
+func (s *shard) adopt(*Conn, net.Conn) bool { return false }
+func (s *shard) closePoller()               {}
+
+func (c *Conn) watchLocked(uint8, bool) { panic(noPollers) }
+func (c *Conn) put([]byte) (int, error) { panic(noPollers) }
+func (c *Conn) finLocked()              { panic(noPollers) }
+func (c *Conn) drop(bool)               { panic(noPollers) }
+func (p *polled) peer() netip.AddrPort  { panic(noPollers) }
+
+const noPollers = "netio: there are no pollers here"
