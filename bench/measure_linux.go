@@ -202,7 +202,7 @@ const noHeartbeat = time.Hour
 // warmUp has the connections made that pay for what is there once. They are
 // gone after that; it returns the memory without any.
 func (s *pair) warmUp(conns int) (memory, error) {
-	n := min(100, conns)
+	n := min(max(100, conns/10), conns)
 	if err := s.dial(0, n); err != nil {
 		return memory{}, err
 	}
