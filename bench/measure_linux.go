@@ -192,7 +192,7 @@ type effort struct {
 const latencyTurn = 10
 
 var (
-	fullEffort  = effort{deliveries: 100_000, pushes: 10_000, latencies: 40 * latencyTurn, duels: 5, settle: 300 * time.Millisecond, silence: 75 * time.Second, heartbeat: 25 * time.Second}
+	fullEffort  = effort{deliveries: 100_000, pushes: 10_000, latencies: 40 * latencyTurn, duels: 5, settle: 300 * time.Millisecond, silence: 50 * time.Second, heartbeat: 25 * time.Second}
 	quickEffort = effort{deliveries: 1_000, pushes: 200, latencies: 4 * latencyTurn, duels: 2, settle: 50 * time.Millisecond, silence: 2500 * time.Millisecond, heartbeat: time.Second}
 )
 
