@@ -25,6 +25,7 @@ import (
 
 	"github.com/embedpush/push/client/js"
 	"github.com/embedpush/push/internal/eio"
+	"github.com/embedpush/push/internal/intern"
 	"github.com/embedpush/push/internal/lane"
 	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
@@ -33,6 +34,7 @@ import (
 	"github.com/embedpush/push/internal/pushjson"
 	"github.com/embedpush/push/internal/rate"
 	"github.com/embedpush/push/internal/sio"
+	"github.com/embedpush/push/internal/table"
 	"github.com/embedpush/push/internal/upgrade"
 	"github.com/embedpush/push/internal/wire"
 )
@@ -165,28 +167,57 @@ type identity struct {
 }
 
 type details struct {
-	class               string // of DeviceClass
-	stamp               uint64 // of this login as the newest of its class in the cluster; 0: it has no class, or there is no cluster
-	device, os, version string
-	osVersion           string
-	space               string // the Socket.IO namespace; "": "/". The same for all identities of a Conn
-	tags                []string
-	data                any
-	expires             int64 // Login.Expires in Unix nanoseconds, 0: never
+	*traits
+	device string
+	stamp  uint64 // of this login as the newest of its class in the cluster; 0: it has no class, or there is no cluster
+	*extra        // nothing for most
 }
 
-var nodetails details
+var nodetails = newDetails(traits{}, "")
+
+func newDetails(is traits, device string) details {
+	return details{traits: knownTraits.Of(is, traits.clone), device: device, extra: &noextra}
+}
+
+// traits are what many clients have in common, who share them.
+type traits struct {
+	class                  string // of DeviceClass
+	os, osVersion, version string
+	space                  string // the Socket.IO namespace; "": "/". The same for all identities of a Conn
+}
+
+var knownTraits intern.Pool[traits]
+
+// clone copies: a substring of a request would keep all of it.
+func (is traits) clone() traits {
+	return traits{strings.Clone(is.class), strings.Clone(is.os), strings.Clone(is.osVersion), strings.Clone(is.version), strings.Clone(is.space)}
+}
+
+// extra is what few clients have.
+type extra struct {
+	tags    []string
+	data    any
+	expires int64 // Login.Expires in Unix nanoseconds, 0: never
+}
+
+var noextra extra
 
 // newIdentity keeps copies: a substring of a request would keep all of it.
 func newIdentity(user, class string, l *Login) *identity {
-	who := &identity{strings.Clone(user), &nodetails}
+	user = strings.Clone(user)
 	if class == "" && l.Namespace == "" && l.DeviceID == "" && l.OS == "" && l.OSVersion == "" && l.ClientVersion == "" && len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
+		return &identity{user, &nodetails}
+	}
+	both := &struct { // one object takes less than two
+		identity
+		of details
+	}{of: newDetails(traits{class, l.OS, l.OSVersion, l.ClientVersion, l.Namespace}, strings.Clone(l.DeviceID))}
+	who := &both.identity
+	who.user, who.details = user, &both.of
+	if len(l.Tags) == 0 && l.Data == nil && l.Expires.IsZero() {
 		return who
 	}
-	who.details = &details{
-		class: strings.Clone(class), device: strings.Clone(l.DeviceID), os: strings.Clone(l.OS), version: strings.Clone(l.ClientVersion), osVersion: strings.Clone(l.OSVersion),
-		space: l.Namespace, tags: cloneAll(l.Tags), data: l.Data,
-	}
+	who.extra = &extra{tags: cloneAll(l.Tags), data: l.Data}
 	switch year := l.Expires.Year(); { // what does not fit has been, or never comes
 	case l.Expires.IsZero() || year >= 2200:
 	case year < 1970:
@@ -195,6 +226,17 @@ func newIdentity(user, class string, l *Login) *identity {
 		who.expires = max(1, l.Expires.UnixNano())
 	}
 	return who
+}
+
+// unbound is what is kept of a login at its end: no class, Data and Expires.
+func (d *details) unbound() *details {
+	is := *d.traits
+	is.class = ""
+	u := newDetails(is, d.device)
+	if len(d.tags) > 0 {
+		u.extra = &extra{tags: d.tags}
+	}
+	return &u
 }
 
 func cloneAll(list []string) []string {
@@ -208,32 +250,79 @@ func cloneAll(list []string) []string {
 // Conn is one connection as the application sees it: who it is, where it is,
 // what it owes an answer to. Its methods are safe for concurrent use.
 type Conn struct {
-	// Static after start. The first line is all that a push touches: a
-	// broadcast is bound by memory, not by instructions.
-	nc      *netio.Conn   // t's
-	dialect dialect       // t's
-	shard   uint8         // whose worker writes to it
-	ended   bool          // not static, guarded by mu: in no place ever again
-	greeted bool          // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
-	mark    uint32        // the shard's worker's: the last walk that took it
-	holding atomic.Bool   // not static: pushes go to held; changed under mu
-	gone    atomic.Uint32 // not static: why it ends, so that no push is taken any more, not even after one that was lost; an index of reasons and one, 0 while it lives
-	t       *transport
-	id      ConnID
+	// Static after start. It is one cache line, for a broadcast is bound by
+	// memory, not by instructions.
+	dialect    dialect       // t's
+	shard      uint8         // whose worker writes to it
+	ended      bool          // not static, guarded by mu: in no place ever again
+	greeted    bool          // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
+	mark       uint32        // the shard's worker's: the last walk that took it
+	state      atomic.Uint32 // not static: holding, or gone and why; see its methods
+	mu         sync.Mutex
+	everywhere bool // guarded by its stripe's lock, and written under mu: it is in everyone
+	parted     bool // not guarded, owned by the lane: OnDisconnect ran, or never will: it ended before OnConnect
+	oking      bool // guarded by mu: the OK to its BIND is not sent yet
+	kickDue    bool // guarded by mu: and it was replaced meanwhile
+	t          *transport
+	id         ConnID
+	who        atomic.Pointer[identity] // written under mu
+	members    *member                  // guarded by mu: where it is
+	waits      *waits                   // guarded by mu: &nothing while nothing does
+}
 
-	who atomic.Pointer[identity] // written under mu
+// In Conn.state: that pushes go to held, and, below it, why it ends, so that no
+// push is taken any more, not even after one that was lost: an index of reasons
+// and one, 0 while it lives.
+const holding = 1 << 8
 
-	mu      sync.Mutex
-	rooms   int16              // guarded by mu: how many of members are rooms
-	sealed  bool               // not guarded, static: its session makes bytes of its own of every push
-	parted  bool               // not guarded, owned by the lane: OnDisconnect ran, or never will: it ended before OnConnect
-	oking   bool               // guarded by mu: the OK to its BIND is not sent yet
-	kickDue bool               // guarded by mu: and it was replaced meanwhile
-	out     int16              // guarded by mu: of acks, those written through the window
-	members *member            // guarded by mu: where it is
-	acks    map[uint32]ackWait // guarded by mu: unanswered pushes; nil when there is none
-	held    *held              // guarded by mu: while holding
-	life    *life              // guarded by mu: made at first need
+// holdLocked has pushes go to held, or not any more. c.mu is held.
+func (c *Conn) holdLocked(yes bool) {
+	if yes {
+		c.state.Or(holding)
+	} else {
+		c.state.And(^uint32(holding))
+	}
+}
+
+func (c *Conn) gone() bool { return c.state.Load()%holding != 0 }
+
+// markGone notes why it ends, and tells whether it was the first to do so.
+func (c *Conn) markGone(why Reason) bool {
+	for {
+		state := c.state.Load()
+		if state%holding != 0 {
+			return false
+		}
+		if c.state.CompareAndSwap(state, state+1+uint32(reasonIndex(why))) {
+			return true
+		}
+	}
+}
+
+// waits is what waits for a connection. Its Conn's mu guards it.
+type waits struct {
+	acks map[uint32]ackWait // unanswered pushes; nil when there is none
+	out  int                // of them, those written through the window
+	held *held              // while holding
+	life *life              // of Context; nil: nobody has asked for its end
+}
+
+// nothing is not to be changed.
+var nothing waits
+
+// waitsLocked is what a connection keeps there from now on.
+func (c *Conn) waitsLocked() *waits {
+	if c.waits == &nothing {
+		c.waits = new(waits)
+	}
+	return c.waits
+}
+
+// restLocked lets go of it when nothing waits any more.
+func (c *Conn) restLocked() {
+	if w := c.waits; w.acks == nil && w.held == nil && w.life == nil {
+		c.waits = &nothing
+	}
 }
 
 // held is what waits: for OnConnect to be done, or for the client to answer
@@ -250,12 +339,6 @@ type held struct {
 type heldPush struct {
 	frame []byte
 	ack   uint32 // 0: none wanted
-}
-
-// life is Conn.Context.
-type life struct {
-	ctx context.Context
-	end context.CancelFunc
 }
 
 // ackWait is who waits for an answer.
@@ -296,17 +379,58 @@ func (c *Conn) Namespace() string { return c.who.Load().space }
 func (c *Conn) Protocol() string { return protocols[c.dialect] }
 
 // Context ends when the connection does.
-func (c *Conn) Context() context.Context {
+func (c *Conn) Context() context.Context { return (*connContext)(c) }
+
+// ended is closed.
+var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// connContext is a Conn's Context. It takes nothing until somebody asks for
+// Done: then there is a life, which package context also finds by Value, so
+// that it needs no goroutine for a context made of this one.
+type connContext Conn
+
+type life struct {
+	context.Context
+	end context.CancelFunc
+}
+
+func (*connContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+func (x *connContext) String() string                        { return "push.Conn " + x.id.String() }
+
+func (x *connContext) Done() <-chan struct{} {
+	c := (*Conn)(x)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.life == nil {
-		c.life = new(life)
-		c.life.ctx, c.life.end = context.WithCancel(context.Background())
-		if c.ended {
-			c.life.end()
-		}
+	if c.ended {
+		return ended
 	}
-	return c.life.ctx
+	w := c.waitsLocked()
+	if w.life == nil {
+		w.life = new(life)
+		w.life.Context, w.life.end = context.WithCancel(context.Background())
+	}
+	return w.life.Done()
+}
+
+func (x *connContext) Err() error {
+	c := (*Conn)(x)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return context.Canceled
+	}
+	return nil
+}
+
+func (x *connContext) Value(key any) any {
+	c := (*Conn)(x)
+	c.mu.Lock()
+	life := c.waits.life
+	c.mu.Unlock()
+	if life == nil {
+		return nil
+	}
+	return life.Value(key)
 }
 
 // Push pushes m to this connection alone. It goes before what others push
@@ -369,7 +493,7 @@ func (c *Conn) Unbind() {
 	c.flushed()
 	c.mu.Lock()
 	old := c.who.Load()
-	c.who.Store(&identity{details: &details{device: old.device, os: old.os, version: old.version, osVersion: old.osVersion, space: old.space, tags: old.tags}})
+	c.who.Store(&identity{details: old.unbound()})
 	c.leaveLocked(func(k placeKey) bool { return k.kind.in() != kindAll || c.dialect.device() })
 	dropped := c.dropLocked()
 	c.mu.Unlock()
@@ -381,18 +505,18 @@ func (c *Conn) Unbind() {
 // now on, or nobody's: it was for the one before. What it returns settles
 // that, without the lock.
 func (c *Conn) dropLocked() (settle func()) {
-	if c.held == nil || !c.dialect.device() {
+	if c.waits.held == nil || !c.dialect.device() {
 		return func() {}
 	}
-	var waits []ackWait
-	for _, p := range c.emptyLocked(c.held) {
-		if w, ok := c.acks[p.ack]; ok {
-			delete(c.acks, p.ack)
-			waits = append(waits, w)
+	var dropped []ackWait
+	for _, p := range c.emptyLocked(c.waits.held) {
+		if w, ok := c.waits.acks[p.ack]; ok {
+			delete(c.waits.acks, p.ack)
+			dropped = append(dropped, w)
 		}
 	}
 	return func() {
-		for _, w := range waits {
+		for _, w := range dropped {
 			w.flight.settle(int(w.index), Offline, nil)
 		}
 	}
@@ -426,9 +550,9 @@ func (c *Conn) Leave(rooms ...string) {
 func (c *Conn) Rooms() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	rooms := make([]string, 0, c.rooms)
+	rooms := []string{}
 	for m := c.members; m != nil; m = m.next {
-		if k := m.place.key; k.kind.in() == kindRoom {
+		if k := m.key(); k.kind.in() == kindRoom {
 			rooms = append(rooms, k.local())
 		}
 	}
@@ -445,9 +569,9 @@ func (c *Conn) SetTags(tags ...string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old := c.who.Load()
-	more := *old.details
-	more.tags = cloneAll(tags)
-	c.who.Store(&identity{old.user, &more})
+	d, more := *old.details, *old.extra
+	more.tags, d.extra = cloneAll(tags), &more
+	c.who.Store(&identity{old.user, &d})
 	return nil
 }
 
@@ -466,12 +590,12 @@ func (c *Conn) Close(text string) {
 // shut ends the connection and its transport, unless it has ended: then the
 // transport may carry another.
 func (c *Conn) shut(why Reason, code wire.Code, text string) bool {
-	return c.gone.Load() == 0 && c.t.shut(why, code, text, false)
+	return !c.gone() && c.t.shut(why, code, text, false)
 }
 
 // why is the reason for its end, "" while it lives.
 func (c *Conn) why() Reason {
-	if i := c.gone.Load(); i > 0 {
+	if i := c.state.Load() % holding; i > 0 {
 		return reasons[i-1]
 	}
 	return ""
@@ -520,7 +644,7 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 		who.stamp = old.stamp
 	}
 	admit := func(pl *place) error {
-		if replaced, err = e.makeRoom(pl, c, who.class); err == nil {
+		if replaced, err = e.makeRoom(pl, c, who); err == nil {
 			if who.class != "" && who.user != "" && e.cluster != nil {
 				who.stamp = e.cluster.login(key, who)
 			}
@@ -551,7 +675,7 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 				c.addLocked(placeKey{kindElsewhere, who.user})
 			}
 			if old.user == "" && c.dialect.device() {
-				c.addLocked(placeKey{kindAll, ""})
+				c.addLocked(everyone)
 			}
 		}
 	case who.class != old.class:
@@ -587,17 +711,17 @@ func (e *Engine) loginLost(key placeKey, class string, stamp, device uint64) {
 
 // makeRoom is asked before c joins its user's place pl, under its stripe's
 // lock: it tells whom c replaces, or that there are too many.
-func (e *Engine) makeRoom(pl *place, c *Conn, class string) (replaced []*Conn, err error) {
+func (e *Engine) makeRoom(pl *place, c *Conn, who *identity) (replaced []*Conn, err error) {
 	if pl == nil {
 		return nil, nil
 	}
-	n := int(pl.n)
+	n := pl.size()
 	for m := range pl.each {
 		switch {
 		case m.conn == c:
 			n--
-		case class != "":
-			if who := m.conn.who.Load(); who.class == class && who.user == pl.key.local() { // another user: it is about to leave
+		case who.class != "":
+			if other := m.conn.who.Load(); other.class == who.class && other.user == who.user { // another user: it is about to leave
 				replaced = append(replaced, m.conn)
 				n--
 			}
@@ -620,24 +744,29 @@ func (c *Conn) joinLocked(room string) (bool, error) {
 	if c.ended {
 		return false, ErrClosed
 	}
-	key := keyOf(c.Namespace(), kindRoom, room)
+	key, rooms := keyOf(c.Namespace(), kindRoom, room), 0
 	for m := c.members; m != nil; m = m.next {
-		if m.place.key == key {
+		if m.key() == key {
 			return false, nil
 		}
+		if m.kind.in() == kindRoom {
+			rooms++
+		}
 	}
-	if c.rooms >= maxRooms {
+	if rooms >= maxRooms {
 		c.t.e.stats.limit(limitedRooms)
 		return false, fmt.Errorf("%w: %d rooms of one connection", ErrLimit, maxRooms)
 	}
-	key.name = strings.Clone(key.name)
 	c.addLocked(key)
-	c.rooms++
 	return true, nil
 }
 
 // addLocked puts the connection into a place where it is not.
 func (c *Conn) addLocked(key placeKey) {
+	if key == everyone {
+		c.t.e.places.enter(c)
+		return
+	}
 	m, _ := c.t.e.places.add(c, key, nil)
 	m.next, c.members = c.members, m
 }
@@ -652,16 +781,17 @@ func (c *Conn) leave(room string) bool {
 // leaveLocked leaves the places that match, and tells whether there were any.
 func (c *Conn) leaveLocked(match func(placeKey) bool) bool {
 	left := false
+	if c.everywhere && match(everyone) {
+		c.t.e.places.exit(c)
+		left = true
+	}
 	for at := &c.members; *at != nil; {
 		m := *at
-		if !match(m.place.key) {
+		if !match(m.key()) {
 			at = &m.next
 			continue
 		}
 		*at = m.next
-		if m.place.key.kind.in() == kindRoom {
-			c.rooms--
-		}
 		c.t.e.places.remove(m)
 		left = true
 	}
@@ -681,22 +811,23 @@ func (c *Conn) push(p *encoded, first bool) Status {
 // write is push for any push, and leaves the closing to the caller. What
 // OnConnect pushes is first; the rest waits until it is done.
 func (c *Conn) write(p *encoded, ack uint32, first bool) Status {
-	if c.gone.Load() != 0 {
+	state := c.state.Load()
+	if state%holding != 0 {
 		return Offline
 	}
 	frame, status := p.frame(c.dialect)
 	if status != 0 {
 		return status
 	}
-	if c.sealed {
+	if c.dialect == dialectMPush {
 		frame = c.t.device.Load().session.Seal(frame)
 	}
-	if c.holding.Load() || ack != 0 && c.dialect.device() {
+	if state >= holding || ack != 0 && c.dialect.device() {
 		if status := c.hold(frame, ack, first); status != 0 {
 			return status
 		}
 	}
-	switch err := c.nc.Write(frame); err {
+	switch err := c.t.nc.Write(frame); err {
 	case nil:
 		return Sent
 	case netio.ErrSlow:
@@ -719,7 +850,7 @@ func (c *Conn) hold(frame []byte, ack uint32, first bool) Status {
 	if c.ended {
 		return Offline
 	}
-	h := c.held
+	h := c.waits.held
 	switch {
 	case h != nil && !(first && h.connecting && len(h.first) == 0 && !h.writing):
 	case ack != 0 && !c.windowLocked(ack, len(frame)):
@@ -728,8 +859,8 @@ func (c *Conn) hold(frame []byte, ack uint32, first bool) Status {
 	}
 	if h == nil {
 		h = new(held)
-		c.held = h
-		c.holding.Store(true)
+		c.waitsLocked().held = h
+		c.holdLocked(true)
 	}
 	if n := len(h.first) + len(h.pushes); n > 0 && (l.QueueBytes > 0 && h.bytes+cost > l.QueueBytes || l.QueueMessages > 0 && n >= l.QueueMessages) ||
 		!c.t.e.keepHeld(cost) {
@@ -756,15 +887,15 @@ func (c *Conn) windowLocked(ack uint32, size int) bool {
 	if !c.dialect.device() || window <= 0 {
 		return true
 	}
-	w, waits := c.acks[ack]
+	w, there := c.waits.acks[ack]
 	switch {
-	case !waits || w.out: // given up meanwhile
-	case c.out >= int16(window), c.out > 0 && !c.fits(size):
+	case !there || w.out: // given up meanwhile
+	case c.waits.out >= window, c.waits.out > 0 && !c.fits(size):
 		return false
 	default:
 		w.out = true
-		c.acks[ack] = w
-		c.out++
+		c.waits.acks[ack] = w
+		c.waits.out++
 	}
 	return true
 }
@@ -772,7 +903,7 @@ func (c *Conn) windowLocked(ack uint32, size int) bool {
 // fits reports whether the driver's queue has room for a frame.
 func (c *Conn) fits(size int) bool {
 	limit := c.t.e.cfg.Limits.QueueBytes
-	bytes, _ := c.nc.Queued()
+	bytes, _ := c.t.nc.Queued()
 	return limit <= 0 || bytes == 0 || bytes+size+queueCost <= limit
 }
 
@@ -791,14 +922,15 @@ func (e *Engine) keepHeld(n int) bool {
 func (c *Conn) unhold(ack uint32) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held == nil {
+	held := c.waits.held
+	if held == nil {
 		return false
 	}
-	for _, list := range [...]*[]heldPush{&c.held.first, &c.held.pushes} {
+	for _, list := range [...]*[]heldPush{&held.first, &held.pushes} {
 		for i, h := range *list {
 			if h.ack == ack {
 				*list = slices.Delete(*list, i, i+1)
-				c.freeHeldLocked(c.held, h)
+				c.freeHeldLocked(held, h)
 				return true
 			}
 		}
@@ -814,8 +946,8 @@ func (c *Conn) freeHeldLocked(h *held, p heldPush) {
 // release ends the holding back for OnConnect.
 func (c *Conn) release() {
 	c.mu.Lock()
-	if c.held != nil {
-		c.held.connecting = false
+	if h := c.waits.held; h != nil {
+		h.connecting = false
 	}
 	c.mu.Unlock()
 	c.relay()
@@ -825,7 +957,7 @@ func (c *Conn) release() {
 // everything goes at once from then on.
 func (c *Conn) relay() {
 	c.mu.Lock()
-	h := c.held
+	h := c.waits.held
 	c.mu.Unlock()
 	if h == nil {
 		return
@@ -838,7 +970,7 @@ func (c *Conn) relay() {
 			return
 		}
 		for i, p := range pushes {
-			if c.nc.Write(p.frame) == netio.ErrSlow {
+			if c.t.nc.Write(p.frame) == netio.ErrSlow {
 				for _, unsent := range pushes[i:] {
 					if w, ok, _ := c.takeAck(unsent.ack); ok {
 						w.flight.settle(int(w.index), Slow, nil)
@@ -855,7 +987,7 @@ func (c *Conn) relay() {
 func (c *Conn) next(h *held) (pushes []heldPush) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held != h || c.ended {
+	if c.waits.held != h || c.ended {
 		return nil
 	}
 	take := func(list *[]heldPush) bool {
@@ -872,8 +1004,9 @@ func (c *Conn) next(h *held) (pushes []heldPush) {
 		return len(*list) == 0
 	}
 	if take(&h.first) && !h.connecting && take(&h.pushes) && len(pushes) == 0 {
-		c.held = nil
-		c.holding.Store(false)
+		c.waits.held = nil
+		c.restLocked()
+		c.holdLocked(false)
 	}
 	h.writing = len(pushes) > 0
 	return pushes
@@ -886,20 +1019,21 @@ func (c *Conn) expect(ack uint32, f *flight, i int) Status {
 	if c.ended {
 		return Offline
 	}
-	if limit := c.t.e.cfg.Limits.AcksWaiting; limit > 0 && len(c.acks) >= limit {
+	if limit := c.t.e.cfg.Limits.AcksWaiting; limit > 0 && len(c.waits.acks) >= limit {
 		c.t.e.stats.limit(limitedAcks)
 		return Overloaded
 	}
-	if c.acks == nil {
-		c.acks = make(map[uint32]ackWait)
+	waits := c.waitsLocked()
+	if waits.acks == nil {
+		waits.acks = make(map[uint32]ackWait)
 	}
-	if old, ok := c.acks[ack]; ok { // 2^30 pushes ago
+	if old, ok := waits.acks[ack]; ok { // 2^30 pushes ago
 		if old.out {
-			c.out--
+			waits.out--
 		}
 		defer old.flight.settle(int(old.index), Timeout, nil)
 	}
-	c.acks[ack] = ackWait{flight: f, index: int32(i)}
+	waits.acks[ack] = ackWait{flight: f, index: int32(i)}
 	return Sent
 }
 
@@ -918,14 +1052,15 @@ func (c *Conn) forget(ack uint32) bool {
 func (c *Conn) takeAck(ack uint32) (w ackWait, ok, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w, ok = c.acks[ack]
+	w, ok = c.waits.acks[ack]
 	if ok {
-		if delete(c.acks, ack); len(c.acks) == 0 {
-			c.acks = nil
-		}
 		if w.out {
-			c.out--
-			more = c.held != nil
+			c.waits.out--
+			more = c.waits.held != nil
+		}
+		if delete(c.waits.acks, ack); len(c.waits.acks) == 0 {
+			c.waits.acks = nil
+			c.restLocked()
 		}
 	}
 	return w, ok, more
@@ -983,7 +1118,7 @@ func appendJSON(dst []byte, v wire.Value) []byte {
 // whether it was the first to end the connection, whose reason counts; to the
 // others it returns when the connection is in no place any more.
 func (c *Conn) end(why Reason, flush bool) (first bool) {
-	first = c.gone.CompareAndSwap(0, 1+uint32(reasonIndex(why)))
+	first = c.markGone(why)
 	why = c.why() // the first one's
 	c.mu.Lock()
 	if c.ended {
@@ -992,8 +1127,12 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 	}
 	c.ended = true
 	c.leaveLocked(func(placeKey) bool { return true })
-	acks, h, life, greeted, out := c.acks, c.held, c.life, c.greeted, c.out
-	c.acks = nil
+	had, h, greeted := *c.waits, c.waits.held, c.greeted
+	acks, out := had.acks, had.out
+	if had.life != nil {
+		had.life.end()
+	}
+	c.waits = &nothing
 	var waiting []heldPush
 	if h != nil && !flush {
 		waiting = c.emptyLocked(h)
@@ -1004,9 +1143,6 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 	e.places.removeConn(c)
 	e.loggedOut(c.who.Load())
 	e.stats.dialects[c.dialect].Add(-1)
-	if life != nil {
-		life.end()
-	}
 	if h != nil {
 		if flush { // behind what relay is writing
 			h.relay.Lock()
@@ -1019,9 +1155,9 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 		for _, p := range waiting {
 			if flush && p.ack != 0 && c.dialect.device() && window > 0 {
 				out++
-				flush = out <= int16(window)
+				flush = out <= window
 			}
-			if flush && c.nc.Write(p.frame) == nil {
+			if flush && c.t.nc.Write(p.frame) == nil {
 				continue
 			}
 			flush = false
@@ -1059,9 +1195,8 @@ func (c *Conn) emptyLocked(h *held) []heldPush {
 type transport struct {
 	// Static after start.
 	e       *Engine
-	nc      *netio.Conn
-	session wire.Session    // what it speaks; see speaks, and socketio
-	remote  *netip.AddrPort // nil: the socket's
+	nc      netio.Conn
+	session wire.Session // what it speaks; see speaks, and socketio
 
 	conn   atomic.Pointer[Conn]   // the last one; nil: there was none. Stored by newConn
 	device atomic.Pointer[device] // nil: it does not speak mpush
@@ -1081,23 +1216,28 @@ type transport struct {
 
 // device is what a transport of mpush has besides.
 type device struct {
-	// Static.
+	// Static, but for debt.
 	session *mpush.Session
-	began   time.Time // when it was accepted, or turned to mpush
-	ws      bool      // its packets come in WebSocket messages
+	began   uint32 // when it was accepted, or turned to mpush, by the clock of millis
+	ws      bool   // its packets come in WebSocket messages
+	debt    bool   // owned by Data: a BIND that binds has not paid for yet
 
 	opening atomic.Bool                 // the session's Open runs, and nothing is read
-	open    atomic.Bool                 // the session is: HANDSHAKE or FAST_CONNECT was answered
 	counted atomic.Bool                 // it is counted out of those that are not open
 	lingers atomic.Bool                 // it ends, and has some seconds to close its side itself
+	proxied atomic.Int32                // HTTP requests that run
+	is      atomic.Pointer[details]     // what it said of itself; if that is all, its identity's. nil: HANDSHAKE or FAST_CONNECT was not answered yet. Stored on the lane
 	bind    atomic.Pointer[bindRequest] // the BIND that is not answered yet
-	asking  asking
-	proxied atomic.Int32 // HTTP requests that run
 
 	// Owned by Data.
 	beats rate.Bucket // heartbeats of any kind
 	binds rate.Bucket
-	debt  bool // a BIND that binds has not paid for yet
+}
+
+// age is how long ago it was accepted. It is negative if that was after now,
+// which a sweep may have begun with, and after more than 24 days.
+func (d *device) age(now time.Time) time.Duration {
+	return time.Duration(int32(millis(now)-d.began)) * time.Millisecond
 }
 
 // asking lets the end of a transport end the context of its Authenticate.
@@ -1124,11 +1264,13 @@ func (a *asking) end() {
 	}
 }
 
-// bindRequest is a BIND with the time it came.
+// bindRequest is a BIND with the time it came, and what ends the asking about
+// it.
 type bindRequest struct {
-	id    uint64
-	claim *wire.LoginClaim
-	at    time.Time
+	id      uint64
+	claim   *wire.LoginClaim
+	at      time.Time
+	*asking // the one before's if that is not answered either: it is asked about first
 }
 
 // closeWait is how long a peer may take to read our goodbye and say its own.
@@ -1144,18 +1286,14 @@ func (t *transport) speaks() wire.Session {
 }
 
 // newTransport makes the transport of a connection that the engine counted in.
-func (e *Engine) newTransport(session wire.Session, remote netip.AddrPort, counted bool) *transport {
-	t := &transport{e: e, session: session, counted: counted}
-	if remote.Port() == 0 || counted { // Config.RemoteAddr told it, or it is needed at the end
-		t.remote = &remote
-	}
-	return t
+func (e *Engine) newTransport(session wire.Session, counted bool) *transport {
+	return &transport{e: e, session: session, counted: counted}
 }
 
 // drive gives the transport its socket; from here on Closed counts it out.
-func (t *transport) drive(nc net.Conn) {
+func (t *transport) drive(nc net.Conn, remote netip.AddrPort) {
 	t.e.stats.accepted.Add(1)
-	t.nc = t.e.driver.Add(nc, t)
+	t.e.driver.Drive(&t.nc, nc, t, remote)
 }
 
 // newConn makes the transport's next Conn, in no place. hold: what is pushed
@@ -1164,13 +1302,14 @@ func (t *transport) drive(nc net.Conn) {
 func (t *transport) newConn(d dialect, space string, hold bool) *Conn {
 	e := t.e
 	id := ConnID(e.idBase | uint64(e.connSeq.Add(1)))
-	c := &Conn{t: t, nc: t.nc, id: id, dialect: d, shard: uint8(uint64(id) % uint64(len(e.shards))), sealed: d == dialectMPush}
+	c := &Conn{t: t, waits: &nothing, id: id, dialect: d, shard: e.places.shardOf(id)}
 	if hold {
-		c.held = &held{connecting: true}
-		c.holding.Store(true)
+		c.waits = &waits{held: &held{connecting: true}}
+		c.holdLocked(true)
 	}
 	if c.who.Store(&identity{details: &nodetails}); space != "" {
-		c.who.Store(&identity{details: &details{space: space}})
+		d := newDetails(traits{space: space}, "")
+		c.who.Store(&identity{details: &d})
 	}
 	e.stats.dialects[d].Add(1)
 	if s := t.socketio(); s != nil {
@@ -1192,13 +1331,13 @@ func (t *transport) newConn(d dialect, space string, hold bool) *Conn {
 // to read. The engine counted it in. It returns why the connection is not let
 // in after all; then it is being closed.
 func (e *Engine) start(nc net.Conn, d dialect, session wire.Session, who *identity, l *Login, counted bool) error {
-	t := e.newTransport(session, l.Remote, counted)
-	t.drive(nc)
+	t := e.newTransport(session, counted)
+	t.drive(nc, l.Remote)
 	c := t.newConn(d, "", e.cfg.OnConnect != nil)
 	t.schedulePing(uint64(c.id))
 	c.mu.Lock()
 	if !c.ended { // the engine may have been closed by now
-		c.addLocked(placeKey{kindAll, ""})
+		c.addLocked(everyone)
 	}
 	c.mu.Unlock()
 	err := c.bind(who, cloneAll(l.Rooms))
@@ -1254,21 +1393,16 @@ func (t *transport) begin() {
 // a Conn when it binds. The engine counted it in, also among those that are
 // not open yet.
 func (e *Engine) startDevice(nc net.Conn, remote netip.AddrPort, counted, plain, webSocket bool) {
-	d := &device{session: mpush.NewSession(&e.mpush, plain, webSocket), began: time.Now(), ws: webSocket}
-	t := e.newTransport(d.session, remote, counted)
+	d := &device{session: mpush.NewSession(&e.mpush, plain, webSocket), began: millis(time.Now()), ws: webSocket}
+	t := e.newTransport(d.session, counted)
 	t.device.Store(d)
-	t.drive(nc)
+	t.drive(nc, remote)
 	t.schedulePing(uint64(e.connSeq.Load()))
 	t.begin()
 }
 
 // remoteAddr is the client's address.
-func (t *transport) remoteAddr() netip.AddrPort {
-	if t.remote != nil {
-		return *t.remote
-	}
-	return t.nc.Peer()
-}
+func (t *transport) remoteAddr() netip.AddrPort { return t.nc.Peer() }
 
 // newSession is the protocol of a browser's dialect. unnamed: the browser did
 // not name one, so it may turn out to be mpush.
@@ -1739,7 +1873,7 @@ func (t *transport) logout(id uint64) {
 
 // live is the transport's Conn unless that has ended, nil without one.
 func (t *transport) live() *Conn {
-	if c := t.conn.Load(); c != nil && c.gone.Load() == 0 {
+	if c := t.conn.Load(); c != nil && !c.gone() {
 		return c
 	}
 	return nil
@@ -1792,7 +1926,8 @@ func (t *transport) open(d *device, heavy bool) {
 			t.fail(err)
 			return
 		case opened.OK:
-			d.open.Store(true)
+			is := newDetails(traits{os: opened.Device.OS, osVersion: opened.Device.OSVersion, version: opened.Device.Version}, opened.Device.ID)
+			d.is.Store(&is)
 			t.e.unpend(d)
 		}
 		t.send(opened.Reply)
@@ -1811,7 +1946,7 @@ func (e *Engine) unpend(d *device) {
 // so. Its Conn ends: it gets another one when it binds.
 func (t *transport) turn(ev *wire.Event) {
 	first := bytes.Clone(ev.Data.JSON)
-	d := &device{session: mpush.NewJSON(&t.e.mpush), began: time.Now(), ws: true}
+	d := &device{session: mpush.NewJSON(&t.e.mpush), began: millis(time.Now()), ws: true}
 	if !t.e.pend(&t.e.stats.unopened) {
 		t.e.stats.refused(refusedMaxPending)
 		t.shut(ReasonRefused, wire.TryLater, "too many logins at once", false)
@@ -1837,11 +1972,13 @@ func (t *transport) turn(ev *wire.Event) {
 // is no second login.
 func (t *transport) askBind(d *device, ev *wire.Event) {
 	claim := ev.Login
-	if b := d.bind.Load(); b != nil && b.id == ev.ID &&
-		b.claim.User == claim.User && b.claim.Token == claim.Token && slices.Equal(b.claim.Tags, claim.Tags) {
-		return
+	b := &bindRequest{ev.ID, claim, time.Now(), new(asking)}
+	if last := d.bind.Load(); last != nil {
+		if last.id == b.id && last.claim.User == claim.User && last.claim.Token == claim.Token && slices.Equal(last.claim.Tags, claim.Tags) {
+			return
+		}
+		b.asking = last.asking
 	}
-	b := &bindRequest{ev.ID, claim, time.Now()}
 	d.bind.Store(b)
 	d.debt = d.binds.Take(bindRate, b.at) > 0
 	t.lane.Put(len(claim.User)+len(claim.Token), func() { t.bind(d, b) }, t)
@@ -1853,14 +1990,14 @@ func (t *transport) bind(d *device, b *bindRequest) {
 	if t.ending() {
 		return
 	}
-	e, c, is := t.e, t.live(), d.session.Device()
+	e, c, is := t.e, t.live(), d.is.Load()
 	form := dialectMPush
 	if d.session.Form() == mpush.JSON {
 		form = dialectMPushJSON
 	}
 	l := Login{
 		Protocol: protocols[form], UserID: b.claim.User, Token: b.claim.Token,
-		DeviceID: is.ID, OS: is.OS, OSVersion: is.OSVersion, ClientVersion: is.Version, Tags: b.claim.Tags,
+		DeviceID: is.device, OS: is.os, OSVersion: is.osVersion, ClientVersion: is.version, Tags: b.claim.Tags,
 		Remote: t.remoteAddr(), Conn: c,
 	}
 	if err := l.check(); err != nil || len(l.Token) > maxToken {
@@ -1869,7 +2006,7 @@ func (t *transport) bind(d *device, b *bindRequest) {
 		t.refuse(ReasonRefused, b.at, d.session.BindFailed(nil, b.id, ""))
 		return
 	}
-	who, err := t.ask(d, &l)
+	who, err := t.ask(b, &l)
 	fresh, left := false, false
 	for again := err == nil; again; {
 		if c = t.live(); c == nil {
@@ -1889,6 +2026,9 @@ func (t *transport) bind(d *device, b *bindRequest) {
 		t.bindFailed(d, b, err)
 		return
 	}
+	if who.device == is.device && who.os == is.os && who.osVersion == is.osVersion && who.version == is.version && who.extra == &noextra {
+		d.is.Store(who.details)
+	}
 	if fresh {
 		c.greet(nil)
 	}
@@ -1904,8 +2044,8 @@ func (t *transport) bind(d *device, b *bindRequest) {
 
 // ask asks the gate about a device's login, for as long as the device waits
 // for the answer and is there.
-func (t *transport) ask(d *device, l *Login) (*identity, error) {
-	ctx, done := d.asking.begin(t, longestBind)
+func (t *transport) ask(b *bindRequest, l *Login) (*identity, error) {
+	ctx, done := b.begin(t, longestBind)
 	defer done()
 	return t.e.authenticate(ctx, l)
 }
@@ -1972,29 +2112,30 @@ func (t *transport) replaced(old *Conn, same bool) {
 // socketio is what a transport of Socket.IO has besides; it is the session, and
 // the host of its polling half.
 type socketio struct {
-	*sio.Session // Data's, but for what encodes
+	sio.Session // Data's, but for what encodes
 
 	// Static after open.
 	t    *transport
 	poll *polling.Session // nil: it came as a WebSocket
 	born uint32           // when it was opened, by the clock of millis
 
-	beats    eio.Beat
-	pinged   atomic.Uint32 // when it was, by the same clock
-	raised   bool          // owned by Data: it takes MaxPayload
-	debt     bool          // owned by Data: a CONNECT that connects has not paid for yet
-	connects rate.Bucket   // owned by Data
-	refusals uint8         // the same: CONNECTs that were refused
-	opening  *opening      // owned by the lane: what later CONNECTs are asked with; nil: there is none any more
-	moved    atomic.Bool   // its polling has moved to a WebSocket
-	over     atomic.Bool   // its polling has ended: no poll gets anything any more
-	lingers  atomic.Bool   // it ends, and has some time to close by itself, or to poll
-	joined   atomic.Bool   // a CONNECT was let in
-	counted  atomic.Bool   // it is counted out of those that are not joined
-	asking   asking
+	pinged  atomic.Uint32 // when it was, by the same clock
+	beats   eio.Beat
+	asking  asking
+	conns   atomic.Pointer[[]*Conn] // written on the lane: one for each namespace that the client has joined, once that was not t.conn alone
+	opening *opening                // owned by the lane: what later CONNECTs are asked with; nil: there is none any more
+	moved   atomic.Bool             // its polling has moved to a WebSocket
+	over    atomic.Bool             // its polling has ended: no poll gets anything any more
+	lingers atomic.Bool             // it ends, and has some time to close by itself, or to poll
+	joined  atomic.Bool             // a CONNECT was let in
+	counted atomic.Bool             // it is counted out of those that are not joined
 
-	mu    sync.Mutex
-	conns []*Conn // guarded by mu: one for each namespace that the client has joined
+	// Owned by Data.
+	connects rate.Bucket
+	raised   bool // it takes MaxPayload
+	debt     bool // a CONNECT that connects has not paid for yet
+
+	refusals uint8 // owned by the lane: CONNECTs that were refused
 }
 
 const (
@@ -2020,29 +2161,35 @@ func (t *transport) polls() bool {
 	return s != nil && s.poll != nil && !s.moved.Load()
 }
 
+// add is called before c is t.conn.
 func (s *socketio) add(c *Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conns = append(s.conns, c)
+	if s.t.conn.Load() != nil {
+		list := append(slices.Collect(s.all), c)
+		s.conns.Store(&list)
+	}
 }
 
 func (s *socketio) remove(c *Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.conns = slices.DeleteFunc(slices.Clone(s.conns), func(o *Conn) bool { return o == c }) // all's stays
+	left := slices.DeleteFunc(slices.Collect(s.all), func(o *Conn) bool { return o == c })
+	s.conns.Store(&left)
 }
 
-// all are its Conns; nobody may change the slice.
-func (s *socketio) all() []*Conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.conns[:len(s.conns):len(s.conns)]
+// all yields its Conns.
+func (s *socketio) all(yield func(*Conn) bool) {
+	last := s.t.conn.Load() // before conns, which is stored first
+	if conns := s.conns.Load(); conns != nil {
+		for _, c := range *conns {
+			if !yield(c) {
+				return
+			}
+		}
+	} else if last != nil {
+		yield(last)
+	}
 }
 
 func (s *socketio) at(space []byte) *Conn {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.conns {
+	for c := range s.all {
 		if c.Namespace() == string(space) {
 			return c
 		}
@@ -2052,7 +2199,7 @@ func (s *socketio) at(space []byte) *Conn {
 
 // disconnects tells the client that it is in none of its namespaces any more.
 func (s *socketio) disconnects() (frames []byte) {
-	for _, c := range s.all() {
+	for c := range s.all {
 		frames = sio.AppendDisconnect(frames, s.Form(), c.Namespace())
 	}
 	return frames
@@ -2213,9 +2360,10 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 		return
 	}
 
-	s := &socketio{Session: sio.NewSession(ask.Revision, e.unjoinedPayload()), born: millis(time.Now()), opening: asked}
+	s := &socketio{born: millis(time.Now()), opening: asked}
+	s.Init(ask.Revision, e.unjoinedPayload())
 	s.counted.Store(who != nil)
-	s.t = e.newTransport(s, a.remote, a.counted)
+	s.t = e.newTransport(s, a.counted)
 	s.pinged.Store(s.born)
 	s.beats.Start(ask.Revision, &e.beats, steady(time.Now()))
 	hello := eio.Handshake{PingInterval: e.beats.Interval, PingTimeout: e.beats.Timeout, MaxPayload: e.cfg.SocketIO.MaxPayload}
@@ -2228,15 +2376,13 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 			return
 		}
 		a.kept = true
-		s.t.drive(nc)
+		s.t.drive(nc, a.remote)
 	} else {
 		s.poll = e.socketIO.NewSession(ask)
 		hello.SID, hello.Upgrade = s.poll.SID(), true
-		remote := a.remote
-		s.t.remote = &remote
 		a.kept = true
 		e.stats.accepted.Add(1)
-		s.t.nc = e.driver.AddPulled(s.t, s.poll.Wake)
+		e.driver.DrivePulled(&s.t.nc, s.t, s.poll.Wake, a.remote)
 	}
 	s.t.send(eio.AppendOpen(nil, &hello))
 	switch {
@@ -2249,7 +2395,7 @@ func (e *Engine) openSocketIO(w http.ResponseWriter, r *http.Request, ask pollin
 	}
 	s.t.begin()
 	if s.poll != nil {
-		s.poll.Begin(w, r, s.t.nc, s)
+		s.poll.Begin(w, r, &s.t.nc, s)
 	}
 }
 
@@ -2287,7 +2433,7 @@ func (t *transport) enter(s *socketio, space string, claim *wire.LoginClaim) {
 	case s.opening == nil: // it left "/", and comes back: the gate would have to be asked without its request
 		t.shut(ReasonClient, wire.GoingAway, "", false)
 		return
-	case len(s.all()) >= maxSpaces:
+	case s.conns.Load() != nil && len(*s.conns.Load()) >= maxSpaces:
 		e.stats.limit(limitedNamespaces)
 		t.fail(&wire.Error{Code: wire.Policy, Text: "too many namespaces"})
 		return
@@ -2575,15 +2721,15 @@ func (t *transport) Tick(now time.Time) {
 		}
 	}
 	if d != nil {
-		if !d.open.Load() {
-			if limits.LoginTimeout > 0 && now.Sub(d.began) >= limits.LoginTimeout {
+		if d.is.Load() == nil {
+			if limits.LoginTimeout > 0 && d.age(now) >= limits.LoginTimeout {
 				e.stats.limit(limitedLoginTimeout)
 				t.shut(ReasonRefused, wire.Policy, "no login in time", true)
 				return
 			}
 			patience = 365 * 24 * time.Hour
-		} else if !d.ws {
-			patience, pings = 3*d.session.Device().Heartbeat+time.Second, false
+		} else if d.session.Rest(); !d.ws {
+			patience, pings = 3*d.session.Heartbeat()+time.Second, false
 		}
 	}
 	switch begun := t.begun.Load(); {
@@ -2596,7 +2742,7 @@ func (t *transport) Tick(now time.Time) {
 		return
 	}
 	for c := range t.conns {
-		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at && c.gone.Load() == 0 {
+		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at && !c.gone() {
 			t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
 			return
 		}
@@ -2634,7 +2780,7 @@ func (t *transport) Closed(err error) {
 	e.log.Debug("push: closed", "conn", t.id(), "user", brief(t.user()), "why", string(why), "err", err)
 	e.stats.ended(why)
 	if t.counted {
-		e.addrs.leave(t.remote.Addr())
+		e.addrs.leave(t.remoteAddr().Addr())
 	}
 	if s := t.socketio(); s != nil && s.poll != nil {
 		s.poll.End()
@@ -2666,7 +2812,9 @@ func (t *transport) end(why Reason, flush bool) bool {
 	}
 	if d := t.device.Load(); d != nil {
 		t.e.unpend(d)
-		d.asking.end()
+		if b := d.bind.Load(); b != nil {
+			b.end()
+		}
 	}
 	if s := t.socketio(); s != nil {
 		s.unpend()
@@ -2678,11 +2826,7 @@ func (t *transport) end(why Reason, flush bool) bool {
 // conns yields its Conns.
 func (t *transport) conns(yield func(*Conn) bool) {
 	if s := t.socketio(); s != nil {
-		for _, c := range s.all() {
-			if !yield(c) {
-				return
-			}
-		}
+		s.all(yield)
 	} else if c := t.conn.Load(); c != nil {
 		yield(c)
 	}
@@ -3088,7 +3232,7 @@ func (e *Engine) serveWebSocket(w http.ResponseWriter, r *http.Request) *upgrade
 	}
 	if err == nil && who.user != "" { // bind decides; this is for the status
 		err = e.places.ask(placeKey{kindUser, who.user}, func(pl *place) error {
-			_, err := e.makeRoom(pl, nil, who.class)
+			_, err := e.makeRoom(pl, nil, who)
 			return err
 		})
 	}
@@ -3228,18 +3372,19 @@ func (e *Engine) remote(r *http.Request) netip.AddrPort {
 		var addr netip.Addr
 		e.hook("RemoteAddr", 0, func() { addr = e.cfg.RemoteAddr(r) })
 		if addr.IsValid() {
-			return netip.AddrPortFrom(addr, 0)
+			return netip.AddrPortFrom(addr.WithZone(""), 0)
 		}
 	}
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port())
+	return netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())
 }
 
 // dismiss tells a page that was upgraded only for that why it is not let in.
 // The engine counted it in.
 func (e *Engine) dismiss(nc net.Conn, d dialect, code wire.Code, text string, addr netip.Addr, counted bool) {
 	session := e.newSession(d, false)
-	c := e.driver.Add(nc, &dismissed{e, addr, counted})
+	c := new(netio.Conn)
+	e.driver.Drive(c, nc, &dismissed{e, addr, counted}, netip.AddrPort{})
 	c.Start()
 	c.Shut(session.Close(nil, code, text), false, closeWait)
 }
@@ -3270,6 +3415,11 @@ func (d *dismissed) Closed(error) {
 // better off waiting than refused. Errors of l that pass, such as too many
 // open files, are waited for, up to a second at a time. An error at once: l is
 // nil, or Config.Authenticate is, without which no device may bind.
+//
+// A connection belongs to the engine, as that of an upgraded request does: on
+// Linux it keeps the socket of a plain *net.TCPConn or *net.UnixConn and closes
+// the net.Conn, so nobody else can use it any more, or end it. Behind a wrapper
+// it is left as it is, and costs a goroutine.
 func (e *Engine) Serve(l net.Listener) error {
 	if l == nil {
 		return errors.New("push: Serve of a nil listener")
@@ -3335,7 +3485,7 @@ func (e *Engine) accept(nc net.Conn) {
 	}
 	var remote netip.AddrPort
 	if addr, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
-		remote = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+		remote = netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port())
 	}
 	if tcp != nil {
 		// Go's 15 s would keep a phone's radio awake.
@@ -3350,7 +3500,9 @@ func (e *Engine) accept(nc net.Conn) {
 	counted, ok := e.addrs.enter(remote.Addr(), e.cfg.Limits.MaxConnsPerAddr)
 	if !ok {
 		e.stats.refused(refusedMaxPerAddr)
-		e.unread.hold(e.driver.Add(nc, &dismissed{e: e}), e.cfg.MPush.RefuseDelay+deviceWait)
+		c := new(netio.Conn)
+		e.driver.Drive(c, nc, &dismissed{e: e}, netip.AddrPort{})
+		e.unread.hold(c, e.cfg.MPush.RefuseDelay+deviceWait)
 		return
 	}
 	e.stats.unopened.Add(1)
@@ -3397,7 +3549,7 @@ func (u *unread) close() {
 // addrCounts counts connections by address.
 type addrCounts struct {
 	mu sync.Mutex
-	n  table[netip.Addr, int] // guarded by mu
+	n  table.Table[netip.Addr, int] // guarded by mu
 }
 
 // enter counts an address in, unless it has as many as limit. Loopback is not
@@ -3408,19 +3560,19 @@ func (a *addrCounts) enter(addr netip.Addr, limit int) (counted, ok bool) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.n.m[addr] >= limit {
+	if a.n.Get(addr) >= limit {
 		return false, false
 	}
-	a.n.set(addr, a.n.m[addr]+1)
+	a.n.Set(addr, a.n.Get(addr)+1)
 	return true, true
 }
 
 func (a *addrCounts) leave(addr netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.n.m[addr] > 1 {
-		a.n.set(addr, a.n.m[addr]-1)
+	if a.n.Get(addr) > 1 {
+		a.n.Set(addr, a.n.Get(addr)-1)
 	} else {
-		a.n.remove(addr)
+		a.n.Remove(addr)
 	}
 }

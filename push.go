@@ -1529,6 +1529,11 @@ type flight struct {
 	over       bool       // guarded by mu: what is not written yet never will be
 	replies    int        // guarded by mu: bytes of answers, counted by keepReply
 	landed     bool       // guarded by mu: they are counted no more
+
+	// Room for what most have one of.
+	oneConn    [1]*Conn
+	oneWritten [1]bool
+	onePart    [1]*part
 }
 
 // late is a connection that was not there when the flight began.
@@ -2106,12 +2111,13 @@ func (e *Engine) closeAll(ctx context.Context) error {
 			all = append(all, t)
 		}
 	}
-	begin := time.Now()
+	begin, latest := time.Now(), time.Duration(0)
 	for _, t := range all {
-		if d := t.device.Load(); d != nil && begin.Before(d.began.Add(youngest)) {
-			begin = d.began.Add(youngest)
+		if d := t.device.Load(); d != nil && d.age(begin) >= 0 {
+			latest = max(latest, youngest+time.Millisecond-d.age(begin)) // by a clock of milliseconds
 		}
 	}
+	begin = begin.Add(latest)
 	for i, t := range all {
 		if due := e.cfg.Drain*time.Duration(i)/time.Duration(len(all)) - time.Since(begin); due > 0 {
 			if err := sleep(ctx, due, e.cutting); err != nil {

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/embedpush/push/internal/pset"
 )
 
 // A place is where connections are: a user, a room, or everyone. All three
@@ -21,7 +23,7 @@ type kind uint16
 const (
 	kindUser kind = iota
 	kindRoom
-	kindAll // its one place has the name ""
+	kindAll // everyone: its one place has the name "", and is not in the table
 
 	// The same in Socket.IO's namespaces other than "/": before the name stands
 	// the namespace's, and a NUL, which is in no name.
@@ -90,53 +92,32 @@ type places struct {
 	shards   int
 	presence *presence // nil: nobody wants to know
 	cluster  *cluster  // nil: this node is the only one
+	rebuilds atomic.Uint32
+	everyone atomic.Int64 // connections in the place of that name
 	stripes  [stripeCount]stripe
 }
 
 type stripe struct {
 	mu      sync.Mutex
-	places  table[placeKey, *place] // guarded by mu; an empty place is not in it
-	conns   table[ConnID, *Conn]    // guarded by mu
-	counts  [kinds]int              // guarded by mu: places of each kind
+	places  [kinds]pset.Set[*place] // guarded by mu: those of each kind; an empty place is in none
+	conns   pset.Set[*Conn]         // guarded by mu
 	users   int                     // guarded by mu: who is online
-	members int                     // guarded by mu: of all places, but for those elsewhere
+	members int                     // guarded by mu: of all places, but for those elsewhere and everyone
 }
 
-// table is a map that gives memory back: it is built anew when it has shrunk
-// to a quarter of what it was, which a Go map does not do by itself.
-type table[K comparable, V any] struct {
-	m    map[K]V
-	peak int
-}
-
-func (t *table[K, V]) set(k K, v V) {
-	if t.m == nil {
-		t.m = make(map[K]V)
-	}
-	t.m[k] = v
-	t.peak = max(t.peak, len(t.m))
-}
-
-func (t *table[K, V]) remove(k K) {
-	delete(t.m, k)
-	if len(t.m) == 0 {
-		t.m, t.peak = nil, 0
-	} else if t.peak > 64 && len(t.m) < t.peak/4 {
-		smaller := make(map[K]V, len(t.m))
-		for k, v := range t.m {
-			smaller[k] = v
-		}
-		t.m, t.peak = smaller, len(t.m)
-	}
-}
-
-// place is guarded by its stripe.
+// place is guarded by its stripe. Its kind is in its members and its set.
 type place struct {
-	key   placeKey
+	name string
+	one  *member // its only member, while lists is nil
+	*lists
+}
+
+// lists are the members of a place that has, or has had, more than one.
+type lists struct {
 	n     int32
-	epoch uint32       // counts rebuilds, which move every index
-	few   []*member    // up to fewMembers
-	many  *[][]*member // above: a list for each shard; then few is nil
+	epoch uint32      // of its last rebuild, which moved every index: no other one of any place has it; 0: there was none
+	few   []*member   // up to fewMembers
+	many  [][]*member // above: a list for each shard; then few is nil
 }
 
 // member is one connection's being in one place.
@@ -145,19 +126,34 @@ type member struct {
 	place *place
 	next  *member // guarded by conn.mu: the connection's list
 	index int32   // guarded by the stripe: where it stands in its list
+	kind  kind    // of the place
 }
+
+func (m *member) key() placeKey { return placeKey{m.kind, m.place.name} }
 
 func newPlaces(shards int, p *presence, c *cluster) *places {
 	return &places{seed: maphash.MakeSeed(), shards: shards, presence: p, cluster: c}
 }
 
-// stripe is where a place is. Both of a user are in the same one.
-func (p *places) stripe(key placeKey) *stripe {
-	k := key.kind
-	if k == kindElsewhere {
-		k = kindUser
-	}
-	return &p.stripes[(maphash.String(p.seed, key.name)+uint64(k))%stripeCount]
+// A hash chooses a place's stripe by its low bits, its slot there by the high
+// ones. It is of the name alone: both places of a user are in the same stripe.
+func (p *places) hash(name string) uint64 { return maphash.String(p.seed, name) }
+
+func (p *places) hashOf(pl *place) uint64 { return p.hash(pl.name) }
+
+func (p *places) stripe(hash uint64) *stripe { return &p.stripes[hash%stripeCount] }
+
+// at is a place, or nil. The stripe is locked.
+func (s *stripe) at(key placeKey, hash uint64) *place {
+	return s.places[key.kind].Get(hash, func(pl *place) bool { return pl.name == key.name })
+}
+
+// locked is a place's stripe, locked, and the place, which may be nil.
+func (p *places) locked(key placeKey) (*stripe, *place) {
+	hash := p.hash(key.name)
+	s := p.stripe(hash)
+	s.mu.Lock()
+	return s, s.at(key, hash)
 }
 
 // change notes that a place appeared or went. s is locked, and key not in it.
@@ -166,12 +162,11 @@ func (p *places) change(s *stripe, key placeKey, there bool) {
 	if !there {
 		n = -1
 	}
-	s.counts[key.kind] += n
 	if p.cluster != nil {
 		p.cluster.holds(key, there)
 	}
 	twin, isUser := key.twin()
-	if !isUser || s.places.m[twin] != nil {
+	if !isUser || s.at(twin, p.hash(twin.name)) != nil {
 		return
 	}
 	s.users += n
@@ -180,27 +175,26 @@ func (p *places) change(s *stripe, key placeKey, there bool) {
 	}
 }
 
-func (p *places) stripeOf(id ConnID) *stripe { return &p.stripes[id%stripeCount] }
-
 // add puts c into a place and returns its membership. admit, if not nil, is
 // asked first, under the stripe's lock, and sees who is there. c.mu is held.
 func (p *places) add(c *Conn, key placeKey, admit func(*place) error) (*member, error) {
-	s := p.stripe(key)
-	s.mu.Lock()
+	s, pl := p.locked(key)
 	defer s.mu.Unlock()
-	pl := s.places.m[key]
 	if admit != nil {
 		if err := admit(pl); err != nil {
 			return nil, err
 		}
 	}
 	if pl == nil {
-		pl = &place{key: key}
+		if key.kind == kindRoom { // its name may be a part of something larger
+			key.name = strings.Clone(key.name)
+		}
+		pl = &place{name: key.name}
 		p.change(s, key, true)
-		s.places.set(key, pl)
+		s.places[key.kind].Add(pl, p.hashOf)
 	}
-	m := &member{conn: c, place: pl}
-	pl.insert(m, p.shards)
+	m := &member{conn: c, place: pl, kind: key.kind}
+	p.insert(pl, m)
 	if key.kind != kindElsewhere {
 		s.members++
 	}
@@ -209,61 +203,87 @@ func (p *places) add(c *Conn, key placeKey, admit func(*place) error) (*member, 
 
 // ask asks admit about a place, under its stripe's lock.
 func (p *places) ask(key placeKey, admit func(*place) error) error {
-	s := p.stripe(key)
-	s.mu.Lock()
+	s, pl := p.locked(key)
 	defer s.mu.Unlock()
-	return admit(s.places.m[key])
+	return admit(pl)
 }
 
 // remove takes a membership out of its place; an empty place goes with it.
 // conn.mu is held.
 func (p *places) remove(m *member) {
-	key := m.place.key
-	s := p.stripe(key)
+	key := m.key()
+	s := p.stripe(p.hash(key.name))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m.place.take(m)
+	p.take(m)
 	if key.kind != kindElsewhere {
 		s.members--
 	}
-	if m.place.n == 0 {
-		s.places.remove(key)
+	if m.place.size() == 0 {
+		s.places[key.kind].Remove(m.place, p.hashOf)
 		p.change(s, key, false)
 	}
 }
 
-// insert appends m to the list where it belongs.
-func (pl *place) insert(m *member, shards int) {
-	pl.n++
-	if pl.many == nil && pl.n <= fewMembers {
-		m.index = int32(len(pl.few))
-		pl.few = append(pl.few, m)
-		return
+// size is the number of members. A place that is not there has none.
+func (pl *place) size() int {
+	switch {
+	case pl == nil:
+		return 0
+	case pl.lists != nil:
+		return int(pl.n)
+	case pl.one != nil:
+		return 1
 	}
-	if pl.many == nil {
-		many := make([][]*member, shards)
-		pl.many = &many
-		for _, old := range pl.few {
-			pl.put(old)
-		}
-		pl.few = nil
-		pl.epoch++
-	}
-	pl.put(m)
+	return 0
 }
 
-func (pl *place) put(m *member) {
-	list := &(*pl.many)[m.conn.shard]
+// insert appends m to the list where it belongs.
+func (p *places) insert(pl *place, m *member) {
+	if pl.lists == nil {
+		if pl.one == nil {
+			pl.one = m
+			return
+		}
+		pl.lists = &lists{n: 1, few: []*member{pl.one}}
+		pl.one = nil
+	}
+	l := pl.lists
+	l.n++
+	if l.many == nil && l.n <= fewMembers {
+		m.index = int32(len(l.few))
+		l.few = append(l.few, m)
+		return
+	}
+	if l.many == nil {
+		l.many = make([][]*member, p.shards)
+		for _, old := range l.few {
+			l.put(old)
+		}
+		l.few = nil
+		l.epoch = p.rebuilds.Add(1)
+	}
+	l.put(m)
+}
+
+func (l *lists) put(m *member) {
+	list := &l.many[m.conn.shard]
 	m.index = int32(len(*list))
 	*list = append(*list, m)
 }
 
 // take removes m by moving the last of its list to where it stood.
-func (pl *place) take(m *member) {
-	pl.n--
-	list := &pl.few
-	if pl.many != nil {
-		list = &(*pl.many)[m.conn.shard]
+func (p *places) take(m *member) {
+	pl := m.place
+	l := pl.lists
+	if l == nil {
+		pl.one = nil
+		return
+	}
+	l.n--
+	list := &l.few
+	if l.many != nil {
+		list = &l.many[m.conn.shard]
 	}
 	last := len(*list) - 1
 	moved := (*list)[last]
@@ -271,32 +291,38 @@ func (pl *place) take(m *member) {
 	moved.index = m.index
 	(*list)[last] = nil
 	*list = (*list)[:last]
-	if pl.many != nil && pl.n <= fewMembers/2 {
-		few := make([]*member, 0, pl.n)
-		for _, list := range *pl.many {
+	switch {
+	case l.many != nil && l.n <= fewMembers/2:
+		few := make([]*member, 0, l.n)
+		for _, list := range l.many {
 			for _, m := range list {
 				m.index = int32(len(few))
 				few = append(few, m)
 			}
 		}
-		pl.few, pl.many = few, nil
-		pl.epoch++
-	} else if cap(*list) > fewMembers && last < cap(*list)/4 {
+		l.few, l.many = few, nil
+		l.epoch = p.rebuilds.Add(1)
+	case l.many == nil && l.n == 1: // and its index is 0, so a walk finds it, and by its mark whether it was there
+		pl.one, pl.lists = l.few[0], nil
+	case cap(*list) > fewMembers && last < cap(*list)/4:
 		*list = append(make([]*member, 0, 2*last), *list...)
 	}
 }
 
 // each yields every membership, in no order.
 func (pl *place) each(yield func(*member) bool) {
+	if pl.lists == nil {
+		if pl.one != nil {
+			yield(pl.one)
+		}
+		return
+	}
 	for _, m := range pl.few {
 		if !yield(m) {
 			return
 		}
 	}
-	if pl.many == nil {
-		return
-	}
-	for _, list := range *pl.many {
+	for _, list := range pl.many {
 		for _, m := range list {
 			if !yield(m) {
 				return
@@ -307,44 +333,55 @@ func (pl *place) each(yield func(*member) bool) {
 
 // size is the number of connections in a place.
 func (p *places) size(key placeKey) int {
-	s := p.stripe(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if pl := s.places.m[key]; pl != nil {
-		return int(pl.n)
+	if key == everyone {
+		return int(p.everyone.Load())
 	}
-	return 0
+	s, pl := p.locked(key)
+	defer s.mu.Unlock()
+	return pl.size()
 }
 
 // collect appends the connections of a place to dst.
 func (p *places) collect(dst []*Conn, key placeKey) []*Conn {
-	s := p.stripe(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if pl := s.places.m[key]; pl != nil {
-		for m := range pl.each {
-			dst = append(dst, m.conn)
+	if key == everyone {
+		for i := range p.stripes {
+			dst = p.stripes[i].addEveryone(dst)
 		}
+		return dst
 	}
-	return dst
+	s, pl := p.locked(key)
+	defer s.mu.Unlock()
+	return pl.collect(dst)
 }
 
 // collectFew is collect for a place of at most fewMembers; for a larger one
 // it appends nothing. It returns the size.
 func (p *places) collectFew(dst []*Conn, key placeKey) ([]*Conn, int) {
-	s := p.stripe(key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	pl := s.places.m[key]
-	if pl == nil {
-		return dst, 0
+	if key == everyone {
+		n := p.size(key)
+		if n <= fewMembers {
+			n = -len(dst)
+			dst = p.collect(dst, key)
+			n += len(dst)
+		}
+		return dst, n
 	}
-	if pl.n <= fewMembers {
+	s, pl := p.locked(key)
+	defer s.mu.Unlock()
+	n := pl.size()
+	if n <= fewMembers {
+		dst = pl.collect(dst)
+	}
+	return dst, n
+}
+
+func (pl *place) collect(dst []*Conn) []*Conn {
+	if pl != nil {
 		for m := range pl.each {
 			dst = append(dst, m.conn)
 		}
 	}
-	return dst, int(pl.n)
+	return dst
 }
 
 // all yields the places of a kind with their sizes.
@@ -359,10 +396,8 @@ func (p *places) all(k kind) iter.Seq2[string, int] {
 			s := &p.stripes[i]
 			entries = entries[:0]
 			s.mu.Lock()
-			for key, pl := range s.places.m {
-				if key.kind == k {
-					entries = append(entries, entry{key.name, int(pl.n)})
-				}
+			for pl := range s.places[k].All {
+				entries = append(entries, entry{pl.name, pl.size()})
 			}
 			s.mu.Unlock()
 			for _, e := range entries {
@@ -374,17 +409,57 @@ func (p *places) all(k kind) iter.Seq2[string, int] {
 	}
 }
 
+// everyone is the place of all, in "/". Almost every connection is there, so it
+// has no members: it is the table of connections, and a mark in each.
+var everyone = placeKey{kindAll, ""}
+
+// enter puts c into everyone, where it is not. c.mu is held.
+func (p *places) enter(c *Conn) { p.mark(c, true); p.everyone.Add(1) }
+
+// exit takes it out. c.mu is held.
+func (p *places) exit(c *Conn) { p.mark(c, false); p.everyone.Add(-1) }
+
+func (p *places) mark(c *Conn, there bool) {
+	s := p.stripeOf(c.id)
+	s.mu.Lock()
+	c.everywhere = there
+	s.mu.Unlock()
+}
+
+// addEveryone appends who of a stripe is in everyone.
+func (s *stripe) addEveryone(dst []*Conn) []*Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns.All {
+		if c.everywhere {
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// shardOf is whose worker writes to a connection: a stripe's are all of one
+// shard.
+func (p *places) shardOf(id ConnID) uint8 { return uint8(id % stripeCount % ConnID(p.shards)) }
+
+func (p *places) stripeOf(id ConnID) *stripe { return &p.stripes[id%stripeCount] }
+
+func hashOfConn(c *Conn) uint64 { return c.id.hash() }
+
+// hash spreads ids, which are numbered one after another.
+func (id ConnID) hash() uint64 { return uint64(id) * 0x9E3779B97F4A7C15 }
+
 func (p *places) addConn(c *Conn) {
 	s := p.stripeOf(c.id)
 	s.mu.Lock()
-	s.conns.set(c.id, c)
+	s.conns.Add(c, hashOfConn)
 	s.mu.Unlock()
 }
 
 func (p *places) removeConn(c *Conn) {
 	s := p.stripeOf(c.id)
 	s.mu.Lock()
-	s.conns.remove(c.id)
+	s.conns.Remove(c, hashOfConn)
 	s.mu.Unlock()
 }
 
@@ -393,7 +468,7 @@ func (p *places) conn(id ConnID) *Conn {
 	s := p.stripeOf(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conns.m[id]
+	return s.conns.Get(id.hash(), func(c *Conn) bool { return c.id == id })
 }
 
 // conns yields every connection.
@@ -404,7 +479,7 @@ func (p *places) conns() iter.Seq[*Conn] {
 			s := &p.stripes[i]
 			batch = batch[:0]
 			s.mu.Lock()
-			for _, c := range s.conns.m {
+			for c := range s.conns.All {
 				batch = append(batch, c)
 			}
 			s.mu.Unlock()
@@ -422,12 +497,13 @@ func (p *places) totals() (conns, users, rooms, members int) {
 	for i := range p.stripes {
 		s := &p.stripes[i]
 		s.mu.Lock()
-		conns += len(s.conns.m)
+		conns += s.conns.Len()
 		users += s.users
-		rooms += s.counts[kindRoom] + s.counts[kindSpaceRoom]
+		rooms += s.places[kindRoom].Len() + s.places[kindSpaceRoom].Len()
 		members += s.members
 		s.mu.Unlock()
 	}
+	members += int(p.everyone.Load())
 	return
 }
 
@@ -436,38 +512,51 @@ func (p *places) totals() (conns, users, rooms, members int) {
 // beginning: removing a member moves the last one, already visited, into the
 // gap, where its mark tells that it was visited; who is new stands behind.
 // So everybody who was there all the time is visited exactly once, and who
-// leaves and comes back not twice.
+// leaves and comes back not twice. Of everyone a chunk is a whole stripe, each
+// of which is visited once.
 type walk struct {
 	key   placeKey
 	shard int
 	mark  uint32 // differs from the mark of the shard's walk before
 
-	next  int    // everything from here on has been visited
+	next  int    // everything from here on has been visited; of everyone, the stripes before
 	epoch uint32 // of the place when next was set
 	begun bool
 }
 
-// chunk copies the next members to dst, which has room for chunk of them; it
-// returns none at the end.
+// chunk copies the next members to dst; it returns none at the end.
 func (p *places) chunk(w *walk, dst []*Conn) []*Conn {
-	s := p.stripe(w.key)
-	s.mu.Lock()
+	dst = dst[:0]
+	if w.key == everyone {
+		for ; w.next < stripeCount && len(dst) == 0; w.next++ {
+			if w.next%p.shards == w.shard {
+				dst = p.stripes[w.next].addEveryone(dst)
+			}
+		}
+		return dst
+	}
+	s, pl := p.locked(w.key)
 	defer s.mu.Unlock()
-	pl := s.places.m[w.key]
 	if pl == nil {
-		return dst[:0]
+		return dst
 	}
-	list := pl.few
-	if pl.many != nil {
-		list = (*pl.many)[w.shard]
+	var list []*member
+	epoch := uint32(0)
+	switch {
+	case pl.lists == nil:
+		one := [1]*member{pl.one}
+		list = one[:]
+	case pl.many != nil:
+		list, epoch = pl.many[w.shard], pl.epoch
+	default:
+		list, epoch = pl.few, pl.epoch
 	}
-	if !w.begun || w.epoch != pl.epoch {
+	if !w.begun || w.epoch != epoch {
 		// A rebuild moved everybody: begin anew, the marks know.
-		w.next, w.epoch, w.begun = len(list), pl.epoch, true
+		w.next, w.epoch, w.begun = len(list), epoch, true
 	}
 	w.next = min(w.next, len(list))
-	dst = dst[:0]
-	for w.next > 0 && len(dst) < cap(dst) {
+	for w.next > 0 && len(dst) < chunk {
 		w.next--
 		if c := list[w.next].conn; int(c.shard) == w.shard && c.mark != w.mark {
 			c.mark = w.mark
@@ -497,7 +586,7 @@ type shard struct {
 
 	// Owned by work.
 	mark  uint32
-	conns [chunk]*Conn
+	conns []*Conn // a chunk
 }
 
 // item is what a shard has to write: one push to a whole place, or to some
@@ -665,12 +754,12 @@ func (s *shard) writePlace(items []*item) {
 	}
 	w := walk{key: items[0].place, shard: s.index, mark: s.mark}
 	for {
-		conns := s.e.places.chunk(&w, s.conns[:])
-		if len(conns) == 0 {
+		s.conns = s.e.places.chunk(&w, s.conns)
+		if len(s.conns) == 0 {
 			break
 		}
 		var became [statuses]int
-		for _, c := range conns {
+		for _, c := range s.conns {
 			if len(items) > 1 {
 				if _, status := push.frame(c.dialect); status != 0 { // one of them is not for its dialect
 					for _, it := range items {
@@ -685,7 +774,7 @@ func (s *shard) writePlace(items []*item) {
 			s.e.stats.delivered(Status(status), n*len(items))
 		}
 	}
-	clear(s.conns[:])
+	clear(s.conns[:cap(s.conns)])
 }
 
 // writeConns writes one push to some connections.

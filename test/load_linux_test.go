@@ -3,8 +3,12 @@ package test
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -36,6 +40,7 @@ func runLoadClient() {
 	switch role := os.Getenv("PUSH_LOAD_CLIENT"); role {
 	case roleClients:
 		debug.SetGCPercent(-1) // it allocates when it dials, and is one thread otherwise
+		debug.SetMemoryLimit(1 << 30)
 		err = newLoadClients().run()
 	default:
 		err = runMemoryServer(role)
@@ -126,7 +131,7 @@ func (p *secondProcess) hear(answer []int64) {
 // load is many clients in a second process.
 type load struct {
 	*secondProcess
-	as     string // what dial opens: asPage, or a kind of device or of socketKinds
+	as     string // what dial opens: asPage, asTLS, or a kind of device or of socketKinds
 	conns  int    // open
 	frames int64  // that wait has waited for
 	bytes  int64  // that wait has told
@@ -189,7 +194,10 @@ func (l *load) pong() {
 }
 
 // hangUp closes every connection.
-func (l *load) hangUp() { l.b.Helper(); l.ask(nil, "close"); l.conns = 0 }
+func (l *load) hangUp() { l.b.Helper(); l.drop(l.conns) }
+
+// drop closes the last n connections.
+func (l *load) drop(n int) { l.b.Helper(); l.ask(nil, "close %d", n); l.conns -= n }
 
 // A stamp in a message lets the client tell how long that took: stampMark, who
 // sent it, and when.
@@ -230,6 +238,7 @@ type loadConn struct {
 	have   int                   // how much of head
 	device *loadDevice           // nil: a page
 	socket *loadSocket           // nil: not one of socketKinds
+	tls    *tls.Conn             // nil: it is plain
 }
 
 func newLoadClients() *loadClients {
@@ -292,12 +301,14 @@ func (c *loadClients) command(words []string) error {
 	}
 	switch words[0] {
 	case "dial":
-		dial := c.dial
+		dial := func(port, first, n, roomSize int) error {
+			return c.dial(port, first, n, roomSize, words[5] == asTLS)
+		}
 		if as := words[5]; socketKinds[as] != nil {
 			dial = func(port, first, n, roomSize int) error {
 				return c.dialSockets(port, first, n, roomSize, socketKinds[as])
 			}
-		} else if as != asPage {
+		} else if as != asPage && as != asTLS {
 			dial = func(port, first, n, roomSize int) error { return c.dialDevices(port, first, n, roomSize, as) }
 		}
 		if err := dial(args[0], args[1], args[2], args[3]); err != nil {
@@ -315,7 +326,6 @@ func (c *loadClients) command(words []string) error {
 		}
 		os.Stdout.Write(out)
 	case "pong":
-		pong := []byte{0x8a, 0x80, 1, 2, 3, 4}
 		for fd, conn := range c.conns {
 			frame := pong
 			if conn.device != nil {
@@ -324,22 +334,34 @@ func (c *loadClients) command(words []string) error {
 				frame = conn.socket.beat()
 			}
 			if conn.open && len(frame) > 0 {
-				if _, err := syscall.Write(fd, frame); err != nil {
+				if err := c.write(fd, frame); err != nil {
 					return err
 				}
 			}
 		}
 		fmt.Println("ok")
 	case "close":
-		for fd := range c.conns {
+		for fd := len(c.conns) - 1; fd >= 0 && args[0] > 0; fd-- { // each got the lowest descriptor there was
 			if c.conns[fd].open {
 				c.close(fd)
+				args[0]--
 			}
 		}
 		c.lost = 0
 		fmt.Println("ok")
 	}
 	return nil
+}
+
+var pong = []byte{0x8a, 0x80, 1, 2, 3, 4}
+
+func (c *loadClients) write(fd int, b []byte) (err error) {
+	if t := c.conns[fd].tls; t != nil {
+		_, err = t.Write(b)
+	} else {
+		_, err = syscall.Write(fd, b)
+	}
+	return err
 }
 
 // close ends a connection by a reset: 10 000 ends in TIME_WAIT would use up
@@ -353,8 +375,9 @@ func (c *loadClients) close(fd int) {
 const dialBatch = 128 // connections that begin at a time, so that both processes have work
 
 // dial opens a page's connections.
-func (c *loadClients) dial(port, first, n, roomSize int) error {
+func (c *loadClients) dial(port, first, n, roomSize int, secure bool) error {
 	var fds [dialBatch]int
+	var conns [dialBatch]io.ReadWriter
 	for begin := 0; begin < n; begin += dialBatch {
 		fds := fds[:min(dialBatch, n-begin)]
 		for i := range fds {
@@ -362,19 +385,22 @@ func (c *loadClients) dial(port, first, n, roomSize int) error {
 			if err != nil {
 				return err
 			}
-			fds[i] = fd
+			fds[i], conns[i] = fd, descriptor{fd: fd}
+			if secure {
+				conns[i] = tls.Client(descriptor{fd: fd}, &tls.Config{InsecureSkipVerify: true}) // the server is ours
+			}
 			user := first + begin + i
 			request := fmt.Sprintf("GET /ws?user=u%d&room=r%d HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
 				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\n\r\n", user, user/roomSize)
-			if _, err := syscall.Write(fd, []byte(request)); err != nil {
+			if _, err := conns[i].Write([]byte(request)); err != nil {
 				return fmt.Errorf("request: %w", err)
 			}
 		}
-		for _, fd := range fds {
+		for i, fd := range fds {
 			var answer []byte
 			var frames []byte
 			for whole := false; !whole; {
-				n, err := c.await(fd)
+				n, err := conns[i].Read(c.buf)
 				if err != nil {
 					return fmt.Errorf("answer %q: %w", answer, err)
 				}
@@ -387,10 +413,34 @@ func (c *loadClients) dial(port, first, n, roomSize int) error {
 			if err := c.add(fd, nil); err != nil {
 				return err
 			}
+			c.conns[fd].tls, _ = conns[i].(*tls.Conn)
 			c.feed(fd, frames)
 		}
 	}
 	return nil
+}
+
+// descriptor is what crypto/tls needs of a net.Conn. When there is nothing to
+// read it returns EAGAIN, a temporary net.Error: a tls.Conn can be read again.
+type descriptor struct {
+	net.Conn // nil
+	fd       int
+}
+
+func (d descriptor) Read(b []byte) (int, error) {
+	n, err := syscall.Read(d.fd, b)
+	for err == syscall.EINTR { // a socket with a timeout does not go on by itself
+		n, err = syscall.Read(d.fd, b)
+	}
+	if n == 0 && err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return max(n, 0), err
+}
+
+func (d descriptor) Write(b []byte) (int, error) {
+	n, err := syscall.Write(d.fd, b)
+	return max(n, 0), err
 }
 
 // connect opens a socket, on which nothing is waited for longer than 20 s.
@@ -406,18 +456,7 @@ func connect(port int) (fd int, err error) {
 }
 
 // await reads into buf and waits until there is something.
-func (c *loadClients) await(fd int) (n int, err error) {
-	for {
-		n, err := syscall.Read(fd, c.buf)
-		if err == syscall.EINTR { // a socket with a timeout does not go on by itself
-			continue
-		}
-		if n <= 0 {
-			return 0, cmp.Or(err, io.ErrUnexpectedEOF)
-		}
-		return n, nil
-	}
-}
+func (c *loadClients) await(fd int) (n int, err error) { return descriptor{fd: fd}.Read(c.buf) }
 
 // add takes a connection in that has been greeted.
 func (c *loadClients) add(fd int, d *loadDevice) error {
@@ -433,6 +472,10 @@ func (c *loadClients) add(fd int, d *loadDevice) error {
 
 // read reads what there is, once: epoll says again if there is more.
 func (c *loadClients) read(fd int) {
+	if c.conns[fd].tls != nil {
+		c.readTLS(fd)
+		return
+	}
 	n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&c.buf[0])), uintptr(len(c.buf)))
 	if errno == syscall.EAGAIN || errno == syscall.EINTR {
 		return
@@ -448,6 +491,22 @@ func (c *loadClients) read(fd int) {
 		c.ackPage(fd, c.buf[:n])
 	} else {
 		c.ackSocket(fd, c.buf[:n])
+	}
+}
+
+// readTLS reads all there is: what crypto/tls has buffered no epoll tells.
+func (c *loadClients) readTLS(fd int) {
+	for {
+		n, err := c.conns[fd].tls.Read(c.buf)
+		if errors.Is(err, syscall.EAGAIN) {
+			return
+		}
+		if err != nil {
+			c.lost++
+			c.close(fd)
+			return
+		}
+		c.feed(fd, c.buf[:n])
 	}
 }
 
@@ -469,7 +528,7 @@ func (c *loadClients) stamps(b []byte) {
 	}
 }
 
-// feed counts the frames that end in b.
+// feed counts the frames that end in b, and answers pings, which are empty.
 func (c *loadClients) feed(fd int, b []byte) {
 	c.bytes += int64(len(b))
 	f := &c.conns[fd]
@@ -511,6 +570,11 @@ func (c *loadClients) feed(fd int, b []byte) {
 		if size == 0 {
 			c.frames++
 		}
+		if f.head[0] == 0x89 {
+			if err := c.write(fd, pong); err != nil {
+				fmt.Println("error", err)
+			}
+		}
 	}
 }
 
@@ -528,12 +592,15 @@ func runMemoryServer(role string) error {
 	var conns func() int
 	var broadcast func()
 	switch role {
-	case roleEngine:
-		e, err := newBenchEngine()
+	case roleEngine, roleTLS:
+		e, err := newBenchEngine(noHeartbeat)
 		if err != nil {
 			return err
 		}
-		h, conns = e, func() int { return e.Stats().Conns }
+		if role == roleTLS {
+			ln = overTLS(ln)
+		}
+		h, conns = e, func() int { return e.Stats().Memberships / 3 } // a broadcast goes to members
 		broadcast = func() { e.Broadcast(context.Background(), push.Message{Event: benchEvent, Data: benchText}) }
 	case roleDevices:
 		e, err := newDeviceEngine(push.MPush{})
@@ -568,9 +635,22 @@ func runMemoryServer(role string) error {
 
 const (
 	roleEngine  = "engine"
+	roleTLS     = "tls"     // the same over TLS
 	roleDevices = "devices" // an engine that serves these
 	roleHub     = "hub"
 )
+
+// asTLS is a page over TLS.
+const asTLS = "tls"
+
+// overTLS speaks TLS 1.3, with the key that handshakes are cheapest with.
+func overTLS(ln net.Listener) net.Listener {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	return tls.NewListener(ln, &tls.Config{MinVersion: tls.VersionTLS13, Certificates: keyTLS(key, key.Public()).Certificates})
+}
 
 // residentMemory is what this process needs when nothing is garbage: in RAM, and of it
 // in heap objects and in stacks.

@@ -99,7 +99,7 @@ type server struct {
 	ln   *listener
 }
 
-// listener remembers what it accepted.
+// listener remembers what it accepted, in a wrapper, which leaves it its own.
 type listener struct {
 	net.Listener
 	mu    sync.Mutex
@@ -112,6 +112,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.conns = append(l.conns, nc)
+		nc = struct{ net.Conn }{nc}
 	}
 	return nc, err
 }

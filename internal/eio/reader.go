@@ -65,6 +65,9 @@ func NewReader(rev Revision, limit int) Reader {
 // SetLimit changes the limit, for the packets that begin from now on.
 func (r *Reader) SetLimit(n int) { r.frames.Max = n }
 
+// Limit is the limit.
+func (r *Reader) Limit() int { return r.frames.Max }
+
 // Body says that what Next gets from now on is the body of one POST: what Next
 // is given first is all of it, and then what Next has not used yet. binary: its
 // Content-Type is application/octet-stream, which only V3 has.

@@ -13,7 +13,7 @@ import (
 
 // append appends one packet as it is.
 func (s *Session) append(dst []byte, cmd Cmd, flags Flags, id int32, body []byte) []byte {
-	if s.ws {
+	if s.web != nil {
 		dst = ws.AppendHeader(dst, ws.Binary, HeaderLen+len(body))
 	}
 	dst = AppendHeader(dst, Header{Len: int32(len(body)), Cmd: cmd, Flags: flags, ID: id})
@@ -26,7 +26,7 @@ func (s *Session) seal(dst []byte, cmd Cmd, flags Flags, id int32, body []byte, 
 		return s.append(dst, cmd, flags, id, nil)
 	}
 	n := SealedLen(len(body))
-	if s.ws {
+	if s.web != nil {
 		dst = ws.AppendHeader(dst, ws.Binary, HeaderLen+n)
 	}
 	dst = AppendHeader(dst, Header{Len: int32(n), Cmd: cmd, Flags: flags | FlagCrypto, ID: id})
@@ -65,7 +65,7 @@ var (
 
 // beat is a heartbeat; the bytes are shared.
 func (s *Session) beat() []byte {
-	if s.ws {
+	if s.web != nil {
 		return wsBeat
 	}
 	return beat
@@ -114,7 +114,7 @@ func (s *Session) Kick(dst []byte, device, user string) []byte {
 		return s.text(dst, k.AppendJSON(nil))
 	}
 	if s.sealed {
-		return s.seal(dst, CmdKick, 0, 0, k.Append(nil), s.cipher)
+		return s.seal(dst, CmdKick, 0, 0, k.Append(nil), s.keyed())
 	}
 	return s.append(dst, CmdKick, 0, 0, k.Append(nil))
 }
@@ -122,7 +122,7 @@ func (s *Session) Kick(dst []byte, device, user string) []byte {
 // Ping implements wire.Session: over a WebSocket its own ping; TCP clients
 // ask for their heartbeats themselves (section 7).
 func (s *Session) Ping(dst []byte) []byte {
-	if s.ws {
+	if s.web != nil {
 		return ws.AppendHeader(dst, ws.Ping, 0)
 	}
 	return dst
@@ -135,7 +135,7 @@ func (s *Session) Close(dst []byte, code wire.Code, text string) []byte {
 	if code == wire.Kicked {
 		dst = s.error(dst, CmdHandshake, 0, 0, "kicked", cutText(text, 123)) // as much as a WebSocket's close frame takes
 	}
-	if s.ws {
+	if s.web != nil {
 		dst = ws.AppendClose(dst, code, text)
 	}
 	return dst
@@ -149,7 +149,7 @@ func (s *Session) Proxied(dst []byte, id uint64, r *wire.HTTPResponse) []byte {
 	if r.Own || !s.sealed {
 		return s.append(dst, CmdHTTPProxy, flags, int32(id), body)
 	}
-	return s.seal(dst, CmdHTTPProxy, flags, int32(id), body, s.cipher)
+	return s.seal(dst, CmdHTTPProxy, flags, int32(id), body, s.keyed())
 }
 
 func compressed(body []byte, over int) ([]byte, Flags) {
@@ -191,16 +191,20 @@ func ackFlags(id uint32, auto bool) Flags {
 // this session sends: encrypted unless the session is plain, and in messages
 // of its WebSocket. It returns packets itself if that is what it sends.
 func (s *Session) Seal(packets []byte) []byte {
-	if !s.sealed && !s.ws {
+	if !s.sealed && s.web == nil {
 		return packets
 	}
 	out := make([]byte, 0, len(packets)+len(packets)/16+64)
+	var c *Cipher
+	if s.sealed {
+		c = s.keyed()
+	}
 	for len(packets) > 0 {
 		h := ParseHeader(packets)
 		body := packets[HeaderLen : HeaderLen+int(h.Len)]
 		packets = packets[HeaderLen+int(h.Len):]
-		if s.sealed {
-			out = s.seal(out, h.Cmd, h.Flags, h.ID, body, s.cipher)
+		if c != nil {
+			out = s.seal(out, h.Cmd, h.Flags, h.ID, body, c)
 		} else {
 			out = s.append(out, h.Cmd, h.Flags, h.ID, body)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -49,31 +50,39 @@ const (
 
 // Session is the server's side of one connection, a wire.Session. Its states
 // are: fresh; opening, from the Open event until Open has returned, in which
-// Feed is not called; and open, in which Device, the cipher and the form do
-// not change any more.
+// Feed is not called; and open, in which the keys, the heartbeat and the form
+// do not change any more. Between two packets it holds nothing but itself.
 type Session struct {
-	cfg   *Config
-	ws    bool // packets come in WebSocket messages
-	plain bool // a handshake may come plain
-	form  Form // Feed's; static once open
+	cfg *Config
+	web *webSocket // static; nil: over TCP
 
 	// Feed's, and Open's while opening.
-	packets  Reader
-	frames   ws.Reader
-	rest     []byte // of a WebSocket message with several packets: the packets behind the first
-	state    state
-	request  Packet // of the Open event; of the one that opened the session its id is kept
-	resumed  bool   // a fast connect opened it
-	deaf     bool   // of WebSocket messages
-	repeats  int    // handshakes on an open session
-	failures int    // fast connects
-	bound    bool   // a BIND came: sealed is static
+	part    *partial // of a Reader
+	request *Packet  // of the Open event; nil: it was answered
 
-	// Static once open.
-	device    Device
-	cipher    *Cipher // nil in the JSON form
-	encrypted bool    // the handshake was: what has a body has to be
-	sealed    bool    // pushes are encrypted
+	// Static once open; of no meaning in the JSON form.
+	key, iv [KeyLen]byte
+	cipher  atomic.Pointer[Cipher] // of them; not static, see keyed; nil: to be made
+	uses    atomic.Uint32          // of keyed since Rest, up to busy
+
+	heartbeat int32 // static once open: as negotiated, in milliseconds
+	opener    int32 // Feed's: id of the fast connect that opened it
+	resumed   bool  // Feed's: there was one
+	state     state // Feed's, and Open's while opening
+	repeats   uint8 // Feed's: handshakes on an open session
+	failures  uint8 // Feed's: fast connects
+	bound     bool  // Feed's: a BIND came: sealed is static
+	plain     bool  // static: a handshake may come plain
+	form      Form  // Feed's; static once open
+	encrypted bool  // static once open: the handshake was: what has a body has to be
+	sealed    bool  // pushes are encrypted
+}
+
+// webSocket is what Feed has besides when packets come in WebSocket messages.
+type webSocket struct {
+	frames ws.Reader
+	rest   []byte // of a message with several packets: the packets behind the first
+	deaf   bool   // of messages
 }
 
 type state uint8
@@ -87,18 +96,15 @@ const (
 // Device is what the handshake told, or the token kept.
 type Device struct {
 	ID, OS, OSVersion, Version string
-	Heartbeat                  time.Duration
 }
 
 // NewSession is the session of a connection that was accepted. plain: its
 // transport protects it, or nothing has to, so a handshake may come without
-// encryption (section 5). webSocket: packets come in its messages.
-func NewSession(cfg *Config, plain, webSocket bool) *Session {
-	s := &Session{cfg: cfg, ws: webSocket, plain: plain}
-	s.packets.Max = s.limit(maxEarly)
-	s.frames.Max = s.packets.Max + HeaderLen
-	if !webSocket {
-		s.form = Packets
+// encryption (section 5). overWebSocket: packets come in its messages.
+func NewSession(cfg *Config, plain, overWebSocket bool) *Session {
+	s := &Session{cfg: cfg, plain: plain, form: Packets}
+	if overWebSocket {
+		s.web, s.form = &webSocket{frames: ws.Reader{Max: s.maxBody() + HeaderLen}}, Undecided
 	}
 	return s
 }
@@ -111,31 +117,77 @@ func NewJSON(cfg *Config) *Session {
 	return s
 }
 
-func (s *Session) limit(n int) int {
-	if s.cfg.MaxMessage >= 0 {
-		return min(n, s.cfg.MaxMessage)
+// maxBody is a Reader's Max.
+func (s *Session) maxBody() int {
+	switch most := s.cfg.MaxMessage; {
+	case s.state == open:
+		return most
+	case most < 0:
+		return maxEarly
+	default:
+		return min(most, maxEarly)
 	}
-	return n
 }
 
 // Form is how packets are written.
 func (s *Session) Form() Form { return s.form }
 
-// Device is what is known of the client. The session is open.
-func (s *Session) Device() Device { return s.device }
+// Heartbeat is how often the client wants to be heard. The session is open.
+func (s *Session) Heartbeat() time.Duration { return time.Duration(s.heartbeat) * time.Millisecond }
+
+// busy is how often a session has to need its cipher between two calls of Rest
+// for it to be kept: that is more than a BIND and a push behind it.
+const busy = 3
+
+// keyed is the session's cipher, several times as large as all the rest: it is
+// made each time it is needed, but while the session is busy.
+func (s *Session) keyed() *Cipher {
+	if s.uses.Load() < busy {
+		s.uses.Add(1)
+	}
+	c := s.cipher.Load()
+	if c == nil {
+		c, _ = NewCipher(s.key[:], s.iv[:])
+		if s.uses.Load() >= busy {
+			s.cipher.Store(c)
+		}
+	}
+	return c
+}
+
+// Rest is to be called every second or so, by one goroutine at a time: it lets
+// go of the cipher that was not needed since the last call.
+func (s *Session) Rest() {
+	if s.uses.Load() > 0 {
+		s.uses.Store(0)
+	} else if s.cipher.Load() != nil {
+		s.cipher.Store(nil)
+	}
+}
+
+// next reads a packet.
+func (s *Session) next(in []byte, p *Packet) (n int, err error) {
+	r := Reader{Max: s.maxBody(), part: s.part}
+	n, err = r.Next(in, p)
+	s.part = r.part
+	return n, err
+}
 
 // Partial implements wire.Session.
-func (s *Session) Partial() bool { return s.packets.Partial() || s.ws && s.frames.Partial() }
+func (s *Session) Partial() bool {
+	r := Reader{part: s.part}
+	return r.Partial() || s.web != nil && s.web.frames.Partial()
+}
 
 // Feed implements wire.Session.
 func (s *Session) Feed(in []byte, ev *wire.Event) (n int, err error) {
 	*ev = wire.Event{}
-	if s.ws {
-		return s.feedMessages(in, ev)
+	if s.web != nil {
+		return s.feedMessages(s.web, in, ev)
 	}
 	for n < len(in) && ev.Kind == wire.None {
 		var p Packet
-		used, err := s.packets.Next(in[n:], &p)
+		used, err := s.next(in[n:], &p)
 		n += used
 		if err != nil {
 			return n, s.misframed(&p, err)
@@ -154,28 +206,28 @@ func (s *Session) Feed(in []byte, ev *wire.Event) (n int, err error) {
 // kind decides. A message that ends several packets is used up but for its
 // last byte until the last of them is told: so the caller, who may stop
 // between any two events, has bytes to come back with.
-func (s *Session) feedMessages(in []byte, ev *wire.Event) (n int, err error) {
-	if len(s.rest) > 0 {
-		if s.deaf {
-			s.rest = nil
-		} else if err := s.unpack(ev); err != nil {
+func (s *Session) feedMessages(w *webSocket, in []byte, ev *wire.Event) (n int, err error) {
+	if len(w.rest) > 0 {
+		if w.deaf {
+			w.rest = nil
+		} else if err := s.unpack(w, ev); err != nil {
 			return 0, err
 		}
-		if len(s.rest) > 0 {
+		if len(w.rest) > 0 {
 			return 0, nil
 		}
-		s.rest = nil
+		w.rest = nil
 		n = 1 // the byte that was kept back
 	}
 	for n < len(in) && ev.Kind == wire.None {
 		var m ws.Message
-		used, err := s.frames.Next(in[n:], &m)
+		used, err := w.frames.Next(in[n:], &m)
 		n += used
 		if err != nil {
 			return n, err
 		}
 		if m.Op == ws.Text || m.Op == ws.Binary {
-			if s.deaf {
+			if w.deaf {
 				continue
 			}
 			if s.form == Undecided {
@@ -191,12 +243,12 @@ func (s *Session) feedMessages(in []byte, ev *wire.Event) (n int, err error) {
 		case ws.Text:
 			err = s.First(m.Payload, ev)
 		case ws.Binary:
-			s.rest = m.Payload
-			if err = s.unpack(ev); len(s.rest) > 0 {
-				s.rest = bytes.Clone(s.rest)
+			w.rest = m.Payload
+			if err = s.unpack(w, ev); len(w.rest) > 0 {
+				w.rest = bytes.Clone(w.rest)
 				return n - 1, err
 			}
-			s.rest = nil
+			w.rest = nil
 		default:
 			m.Control(ev)
 		}
@@ -210,11 +262,11 @@ func (s *Session) feedMessages(in []byte, ev *wire.Event) (n int, err error) {
 var errKind = &wire.Error{Code: wire.Unsupported, Text: "this session has no messages of that kind"}
 
 // unpack takes the next packet off rest.
-func (s *Session) unpack(ev *wire.Event) error {
-	for len(s.rest) > 0 && ev.Kind == wire.None {
+func (s *Session) unpack(w *webSocket, ev *wire.Event) error {
+	for len(w.rest) > 0 && ev.Kind == wire.None {
 		var p Packet
-		used, err := s.packets.Next(s.rest, &p)
-		s.rest = s.rest[used:]
+		used, err := s.next(w.rest, &p)
+		w.rest = w.rest[used:]
 		if err != nil {
 			return s.misframed(&p, err)
 		}
@@ -335,7 +387,7 @@ func (s *Session) body(p *Packet) (body []byte, err error) {
 		return body, nil
 	}
 	if p.Flags&FlagCrypto != 0 {
-		if body, err = s.cipher.Open(body); err != nil {
+		if body, err = s.keyed().Open(body); err != nil {
 			return nil, err
 		}
 	} else if s.encrypted {
@@ -371,15 +423,14 @@ func (s *Session) repeated(id int32, ev *wire.Event) error {
 // ask asks the owner to call Open.
 func (s *Session) ask(p *Packet, ev *wire.Event) error {
 	if s.state == open { // a fast connect would change the keys under what is being sent
-		if s.resumed && p.ID == s.request.ID { // the one that opened the session, sent again: some clients do after a second
+		if s.resumed && p.ID == s.opener { // the one that opened the session, sent again: some clients do after a second
 			ev.Kind, ev.Reply = wire.Reply, s.resumedOK(p.ID)
 			return nil
 		}
 		return s.failed(p.ID, CodeExpired, func(reply []byte) { ev.Kind, ev.Reply = wire.Reply, reply })
 	}
 	s.state = opening
-	s.request = *p
-	s.request.Body = bytes.Clone(p.Body)
+	s.request = &Packet{Header: p.Header, Body: bytes.Clone(p.Body)}
 	ev.Kind = wire.Open
 	ev.Heavy = p.Cmd == CmdHandshake && p.Flags&FlagCrypto != 0 && s.cfg.Key != nil
 	return nil
@@ -397,9 +448,10 @@ func (s *Session) failed(id int32, code int8, reply func([]byte)) error {
 
 // Opened is what Open made of a request.
 type Opened struct {
-	Reply []byte // to be sent
-	OK    bool   // the session is open
-	Slow  bool   // the error is about a handshake: it is answered at a time that tells nothing
+	Reply  []byte // to be sent
+	OK     bool   // the session is open
+	Device Device // with OK: what is known of the client, which the session does not keep
+	Slow   bool   // the error is about a handshake: it is answered at a time that tells nothing
 }
 
 // Open answers the request of an Open event. It is called once for each, by
@@ -409,33 +461,32 @@ func (s *Session) Open(now time.Time) (Opened, error) {
 	p := s.request
 	s.Discard()
 	if p.Cmd == CmdFastConnect {
-		return s.fastConnect(&p, now)
+		return s.fastConnect(p, now)
 	}
 	var h Handshake
 	switch {
 	case s.form == JSON:
 		if h.DecodeJSON(p.Body) == nil && validDevice(h.DeviceID) {
-			s.device = s.cfg.device(&h)
-			s.opened()
-			return Opened{OK: true, Reply: s.handshakeOK(p.ID)}, nil
+			s.opened(h.MaxHeartbeat)
+			return Opened{OK: true, Device: h.device(), Reply: s.handshakeOK(p.ID)}, nil
 		}
-	case s.decodeHandshake(&p, &h) && validDevice(h.DeviceID) && !(h.Timestamp != 0 && now.Sub(time.UnixMilli(h.Timestamp)) > maxSkew):
+	case s.decodeHandshake(p, &h) && validDevice(h.DeviceID) && !(h.Timestamp != 0 && now.Sub(time.UnixMilli(h.Timestamp)) > maxSkew):
 		s.encrypted = p.Flags&FlagCrypto != 0
-		s.device = s.cfg.device(&h)
-		return Opened{OK: true, Reply: s.greet(&h, p.ID, now)}, nil
+		is := h.device()
+		return Opened{OK: true, Device: is, Reply: s.greet(&h, &is, p.ID, now)}, nil
 	}
 	// One failure for everything that can be wrong, so that it tells nothing
 	// of the padding (RFC 8017 section 7.2.2, note).
 	return Opened{Slow: true}, s.broken(CmdHandshake, p.ID, CodeHandler)
 }
 
-// Deafen has Feed read no packets any more, only the control frames of a
+// Deafen has Feed read no packets any more, only the control frames of its
 // WebSocket. It is called where Feed is.
-func (s *Session) Deafen() { s.deaf = true }
+func (s *Session) Deafen() { s.web.deaf = true }
 
 // Discard forgets the request of an Open event, instead of answering it.
 func (s *Session) Discard() {
-	s.request = Packet{}
+	s.request = nil
 	s.state = fresh
 }
 
@@ -482,46 +533,40 @@ func claim(text string) string {
 	}, text)
 }
 
-func (c *Config) device(h *Handshake) Device {
-	return Device{
-		ID: h.DeviceID, OS: claim(h.OSName), OSVersion: claim(h.OSVersion), Version: claim(h.ClientVersion),
-		Heartbeat: c.heartbeat(h.MaxHeartbeat),
-	}
+func (h *Handshake) device() Device {
+	return Device{ID: h.DeviceID, OS: claim(h.OSName), OSVersion: claim(h.OSVersion), Version: claim(h.ClientVersion)}
 }
 
-// heartbeat negotiates (section 7): what the client wants, within what the
-// server does.
-func (c *Config) heartbeat(most int32) time.Duration {
-	return max(c.MinHeartbeat, min(time.Duration(most)*time.Millisecond, c.MaxHeartbeat))
-}
-
-// opened lifts the bounds of before the handshake.
-func (s *Session) opened() {
+// opened lifts the bounds of before the handshake, and negotiates the heartbeat
+// (section 7): the most that the client wants, within what the server does.
+func (s *Session) opened(most int32) {
 	s.state = open
-	s.packets.Max = s.cfg.MaxMessage
-	if s.frames.Max = -1; s.cfg.MaxMessage >= 0 {
-		s.frames.Max = s.cfg.MaxMessage + HeaderLen
+	wanted := time.Duration(most) * time.Millisecond
+	s.heartbeat = int32(max(s.cfg.MinHeartbeat, min(wanted, s.cfg.MaxHeartbeat)).Milliseconds())
+	if w := s.web; w != nil {
+		if w.frames.Max = -1; s.cfg.MaxMessage >= 0 {
+			w.frames.Max = s.cfg.MaxMessage + HeaderLen
+		}
 	}
 }
 
 // greet makes the keys and answers a handshake: under the client's key, and
 // from then on the mixed one counts (section 5).
-func (s *Session) greet(h *Handshake, id int32, now time.Time) []byte {
-	serverKey := make([]byte, 16)
+func (s *Session) greet(h *Handshake, is *Device, id int32, now time.Time) []byte {
+	s.opened(h.MaxHeartbeat)
+	serverKey := make([]byte, KeyLen)
 	rand.Read(serverKey)
-	key := MixKey(h.ClientKey, serverKey)
+	s.key, s.iv = MixKey(h.ClientKey, serverKey), [KeyLen]byte(h.IV)
 	first, _ := NewCipher(h.ClientKey, h.IV)
-	s.cipher, _ = NewCipher(key[:], h.IV)
-	ok := HandshakeOK{ServerKey: serverKey, Heartbeat: int32(s.device.Heartbeat.Milliseconds())}
+	ok := HandshakeOK{ServerKey: serverKey, Heartbeat: s.heartbeat}
 	if t := s.cfg.Tokens; t != nil {
 		kept := Resumed{
-			DeviceID: s.device.ID, Key: key, IV: [16]byte(h.IV), Plain: !s.encrypted,
-			OSName: s.device.OS, OSVersion: s.device.OSVersion, ClientVersion: s.device.Version,
+			DeviceID: is.ID, Key: s.key, IV: s.iv, Plain: !s.encrypted,
+			OSName: is.OS, OSVersion: is.OSVersion, ClientVersion: is.Version,
 		}
 		ok.SessionID = t.Seal(now, &kept)
 		ok.ExpireTime = kept.Expires.UnixMilli()
 	}
-	s.opened()
 	return s.seal(nil, CmdHandshake, 0, id, ok.Append(nil), first)
 }
 
@@ -552,16 +597,16 @@ func (s *Session) fastConnect(p *Packet, now time.Time) (o Opened, err error) {
 		err = s.failed(p.ID, code, func(reply []byte) { o.Reply = reply })
 		return o, err
 	}
-	s.cipher, _ = NewCipher(r.Key[:], r.IV[:])
+	s.key, s.iv = r.Key, r.IV
 	s.encrypted = !r.Plain
-	s.device = Device{ID: f.DeviceID, OS: r.OSName, OSVersion: r.OSVersion, Version: r.ClientVersion, Heartbeat: s.cfg.heartbeat(f.MaxHeartbeat)}
-	s.opened()
-	s.resumed, s.request.ID = true, p.ID
-	return Opened{OK: true, Reply: s.resumedOK(p.ID)}, nil
+	s.opened(f.MaxHeartbeat)
+	s.resumed, s.opener = true, p.ID
+	is := Device{ID: f.DeviceID, OS: r.OSName, OSVersion: r.OSVersion, Version: r.ClientVersion}
+	return Opened{OK: true, Device: is, Reply: s.resumedOK(p.ID)}, nil
 }
 
 func (s *Session) resumedOK(id int32) []byte {
-	ok := FastConnectOK{Heartbeat: int32(s.device.Heartbeat.Milliseconds())}
+	ok := FastConnectOK{Heartbeat: s.heartbeat}
 	return s.append(nil, CmdFastConnect, 0, id, ok.Append(nil))
 }
 
@@ -628,7 +673,7 @@ func (s *Session) First(text []byte, ev *wire.Event) error {
 		return s.repeated(id, ev)
 	case cmd == CmdHandshake:
 		s.state = opening
-		s.request = Packet{Header: Header{Cmd: cmd, ID: id}, Body: bytes.Clone(p.Body)}
+		s.request = &Packet{Header: Header{Cmd: cmd, ID: id}, Body: bytes.Clone(p.Body)}
 		ev.Kind = wire.Open
 		return nil
 	case s.state != open:

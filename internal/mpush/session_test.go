@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/embedpush/push/internal/wire"
 	"github.com/embedpush/push/internal/ws"
@@ -56,6 +57,7 @@ type peer struct {
 	first  *Cipher                         // of its own key
 	token  string                          // that it was given
 	expire int64                           // of that
+	is     Device                          // what its session told of it
 	on     func(*peer, *wire.Event) []byte // answers events; nil: they are only written down
 	at     time.Time
 
@@ -120,6 +122,9 @@ func fragment(op ws.Opcode, payload []byte) []byte {
 }
 
 const continued ws.Opcode = 0
+
+// constant is what does not change in an open session.
+func constant(s *Session) [3]any { return [3]any{s.key, s.iv, s.heartbeat} }
 
 // frame is a packet or a heartbeat as it comes over this way.
 func (p *peer) frame(packet []byte) []byte {
@@ -195,8 +200,16 @@ func (p *peer) resume(token, device string, id int32) *peer {
 // clone is a second client with a second session, in the same state. Between
 // packets a session may be copied.
 func (p *peer) clone() *peer {
-	s, q := *p.s, *p
-	q.s, q.log = &s, slices.Clone(p.log)
+	from, q := p.s, *p
+	q.s, q.log = &Session{
+		cfg: from.cfg, part: from.part, request: from.request, key: from.key, iv: from.iv,
+		heartbeat: from.heartbeat, opener: from.opener, resumed: from.resumed, state: from.state, repeats: from.repeats, failures: from.failures,
+		bound: from.bound, plain: from.plain, form: from.form, encrypted: from.encrypted, sealed: from.sealed,
+	}, slices.Clone(p.log)
+	if from.web != nil {
+		web := *from.web
+		q.s.web = &web
+	}
 	return &q
 }
 
@@ -278,7 +291,9 @@ func (p *peer) event(ev *wire.Event) {
 		if o.OK != (p.s.state == open) || o.OK && o.Slow || err != nil && (o.OK || o.Reply != nil) {
 			p.t.Fatalf("Open: %+v, %v in state %d", o, err, p.s.state)
 		}
-		p.slow = o.Slow
+		if p.slow = o.Slow; o.OK {
+			p.is = o.Device
+		}
 		if p.hear(o.Reply); err != nil {
 			p.end(err)
 		}
@@ -745,8 +760,8 @@ func TestHandshakesThatAreJustGoodEnough(t *testing.T) {
 			if !slices.Equal(p.log, want) || p.slow {
 				t.Errorf("%s: %q", name, p.log)
 			}
-			if d := p.s.Device(); d.ID != h.DeviceID || d.Heartbeat != 3*time.Minute {
-				t.Errorf("%s: %+v", name, d)
+			if beat := p.s.Heartbeat(); p.is.ID != h.DeviceID || beat != 3*time.Minute {
+				t.Errorf("%s: %+v, %s", name, p.is, beat)
 			}
 		}
 	}
@@ -765,8 +780,8 @@ func TestClaimsAreCutAndCleaned(t *testing.T) {
 	h.ClientVersion = "\xff2\xff.0"
 	p := newPeer(t, aConfig(), false, true)
 	p.send(p.handshake(h, 1))
-	want := Device{ID: "dev", OS: strings.Repeat("x", 255), OSVersion: "6[0m.0", Version: "2.0", Heartbeat: 3 * time.Minute}
-	if got := p.s.Device(); got != want {
+	want := Device{ID: "dev", OS: strings.Repeat("x", 255), OSVersion: "6[0m.0", Version: "2.0"}
+	if got := p.is; got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 
@@ -774,7 +789,7 @@ func TestClaimsAreCutAndCleaned(t *testing.T) {
 	again := newPeer(t, aConfig(), false, true)
 	again.resume(p.token, "dev", 2)
 	want.OS = want.OS[:48]
-	if got := again.s.Device(); got != want {
+	if got := again.is; got != want {
 		t.Errorf("resumed %+v, want %+v", got, want)
 	}
 }
@@ -869,8 +884,8 @@ func TestFastConnect(t *testing.T) {
 			of := newPeer(t, aConfig(), p.ws, p.crypto).bound()
 			p.cipher = of.cipher
 			p.resume(of.token, "dev", 1).want(ok(1))
-			if p.s.Device() != of.s.Device() {
-				t.Errorf("%+v, want %+v", p.s.Device(), of.s.Device())
+			if p.is != of.is {
+				t.Errorf("%+v, want %+v", p.is, of.is)
 			}
 			if p.s.sealed || p.s.bound {
 				t.Error("it is bound")
@@ -899,10 +914,10 @@ func TestFastConnect(t *testing.T) {
 	})
 	t.Run("on an open session", func(t *testing.T) {
 		p := newPeer(t, aConfig(), false, true).bound()
-		before := *p.s
+		before := constant(p.s)
 		p.resume(of.token, "dev", 3).want(expired(3))
 		p.resume(p.token, "dev", 4).want(expired(4))
-		if p.s.cipher != before.cipher || p.s.device != before.device || p.s.state != open {
+		if constant(p.s) != before || p.s.state != open {
 			t.Error("the session changed")
 		}
 		p.send(p.packet(CmdPush, 0, 5, []byte("still there"))).want(`MESSAGE 5 false "still there"`)
@@ -946,7 +961,7 @@ func TestFastConnect(t *testing.T) {
 			p := newPeer(t, cfg, false, true)
 			p.send(AppendPacket(nil, CmdFastConnect, 0, 1, (&FastConnect{of.token, "dev", math.MaxInt32, most}).Append(nil)))
 			p.want(fmt.Sprintf("FAST_CONNECT flags=0 sid=1 {'heartbeat': %d}", want))
-			if got := p.s.Device().Heartbeat; got != time.Duration(want)*time.Millisecond {
+			if got := p.s.Heartbeat(); got != time.Duration(want)*time.Millisecond {
 				t.Errorf("%d: %s", most, got)
 			}
 		}
@@ -957,7 +972,7 @@ func TestFastConnect(t *testing.T) {
 func TestARepeatedHandshakeChangesNothing(t *testing.T) {
 	eachDoor(t, aConfig(), func(t *testing.T, p *peer) {
 		p.bound()
-		before := *p.s
+		before := constant(p.s)
 		other := aHandshake()
 		other.DeviceID, other.ClientKey = "other", make([]byte, 16)
 		cipher, first := p.cipher, p.first
@@ -966,7 +981,7 @@ func TestARepeatedHandshakeChangesNothing(t *testing.T) {
 			p.first = first
 			p.send(b).want(failure(p.json, CmdHandshake, i, 102, "repeat handshake"))
 		}
-		if p.s.device != before.device || p.s.cipher != before.cipher || p.cipher != cipher {
+		if constant(p.s) != before || p.cipher != cipher {
 			t.Error("the session changed")
 		}
 		if !p.json {
@@ -985,11 +1000,11 @@ func TestADiscardedRequest(t *testing.T) {
 			t.Fatalf("%d of %d, %s, %v", n, len(in), show(&ev), err)
 		}
 		p.s.Discard()
-		if p.s.state != fresh || p.s.request.Body != nil {
-			t.Errorf("state %d, %d bytes kept", p.s.state, len(p.s.request.Body))
+		if p.s.state != fresh || p.s.request != nil {
+			t.Errorf("state %d, %+v kept", p.s.state, p.s.request)
 		}
 		p.open()
-		if p.s.request.Body != nil {
+		if p.s.request != nil {
 			t.Error("the request is kept")
 		}
 	})
@@ -1320,7 +1335,7 @@ func TestLimitsBeforeAndAfterTheSessionIsOpen(t *testing.T) {
 			opened := func() *peer {
 				p := fresh()
 				if test.max < 100 && test.max >= 0 { // none that small can be opened
-					p.s.opened()
+					p.s.opened(0)
 					return p
 				}
 				return p.open()
@@ -1521,8 +1536,8 @@ func TestFeedTellsOneEventAtATime(t *testing.T) {
 		if n != want || err != nil || ev.Kind != wire.Ping {
 			t.Fatalf("%d: used %d, want %d; %s, %v", i, n, want, show(&ev), err)
 		}
-		if kept := i < 2; (p.s.rest != nil) != kept {
-			t.Fatalf("%d: %d bytes kept", i, len(p.s.rest))
+		if kept := i < 2; (p.s.web.rest != nil) != kept {
+			t.Fatalf("%d: %d bytes kept", i, len(p.s.web.rest))
 		}
 		in = in[n:]
 	}
@@ -1650,8 +1665,8 @@ func TestASessionOfAPageThatTurnedOutToBeOurs(t *testing.T) {
 	if p.want(`{"bodyLength":0,"cmd":2,"flags":16,"sessionId":1}`); err != nil || !o.OK || s.Form() != JSON {
 		t.Error(o, err)
 	}
-	if got, want := s.Device(), (Device{ID: "d", OS: "web", Heartbeat: 3 * time.Minute}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
+	if got, want := o.Device, (Device{ID: "d", OS: "web"}); got != want || s.Heartbeat() != 3*time.Minute {
+		t.Errorf("%+v, want %+v; %s", got, want, s.Heartbeat())
 	}
 	p.send([]byte(`{"cmd":5,"sessionId":2,"body":{"userId":"u"}}`)).want(`LOGIN 2 "u" "" []`)
 
@@ -1867,7 +1882,7 @@ func TestAnswersAreMadeWhileAnotherGoroutineFeeds(t *testing.T) {
 					p.s.Close(nil, wire.Kicked, "x")
 					p.s.Proxied(nil, 1, &wire.HTTPResponse{Status: 200})
 					p.s.Seal(push)
-					p.s.Device()
+					p.s.Heartbeat()
 					p.s.Form()
 				}
 			})
@@ -2042,4 +2057,50 @@ func TestAFastConnectThatIsSentAgainIsAnsweredAgain(t *testing.T) {
 	other := AppendPacket(nil, CmdFastConnect, 0, 2, (&FastConnect{of.token, "dev", 1, 1}).Append(nil))
 	p.send(other)
 	p.want("ERROR flags=0 sid=2 {'cmd': 7, 'code': 103, 'reason': 'session expired', 'data': ''}")
+}
+
+func TestAnIdleSessionIsSmallAndKeepsNoCipher(t *testing.T) {
+	if got := unsafe.Sizeof(Session{}); got > 96 && unsafe.Sizeof(uintptr(0)) == 8 {
+		t.Errorf("a Session takes %d bytes", got)
+	}
+	eachPackets(t, aConfig(), func(t *testing.T, p *peer) {
+		p.bound() // one use, if it was encrypted
+		if !p.s.sealed {
+			return
+		}
+		push := AppendPush(nil, []byte("hello"), 5, true, 0)
+		want := p.s.Seal(push)
+		if p.s.cipher.Load() != nil {
+			t.Error("a BIND and a push leave a cipher")
+		}
+		check := func(when string, kept bool) {
+			t.Helper()
+			if got := p.s.cipher.Load() != nil; got != kept {
+				t.Errorf("%s: it has a cipher: %v", when, got)
+			}
+		}
+		for range busy {
+			if got := p.s.Seal(push); !bytes.Equal(got, want) {
+				t.Fatalf("sealed as %x, then as %x", want, got)
+			}
+		}
+		check("busy", true)
+		if n := testing.AllocsPerRun(100, func() { p.s.Seal(push) }); n > 1 {
+			t.Errorf("a busy session makes %v allocations to seal a push", n)
+		}
+		p.s.Rest()
+		check("after a second", true)
+		p.s.Seal(push)
+		p.s.Rest()
+		check("after another one with a push", true)
+		p.s.Rest()
+		check("after one without", false)
+		if got := p.s.Seal(push); !bytes.Equal(got, want) {
+			t.Errorf("sealed as %x, then as %x", want, got)
+		}
+		p.send(p.packet(CmdPush, 0, 6, []byte("still there"))).want(`MESSAGE 6 false "still there"`)
+		if p.s.part != nil || p.s.request != nil {
+			t.Error("it holds something of a packet")
+		}
+	})
 }

@@ -311,7 +311,7 @@ func (r *replay) server(c *replayed, f *recordedFrame) {
 		made = c.s.Seal(AppendPush(nil, content, id, p.Flags&FlagAutoAck != 0, 10240))
 		want = r.wantSealed(c, Header{Cmd: CmdPush, Flags: p.Flags, ID: int32(id)}, content)
 	case p.Cmd == CmdKick:
-		made = c.s.Kick(nil, c.s.Device().ID, c.user)
+		made = c.s.Kick(nil, c.is.ID, c.user)
 		want = r.wantSealed(c, p.Header, body)
 	case p.Cmd == CmdHTTPProxy:
 		var a ProxyResponse
@@ -648,7 +648,7 @@ func TestADialogueInJSONIsThatOfTheJavaServer(t *testing.T) {
 			}
 			p.hear(AppendPushText(nil, []byte(content), id, Flags(in.Flags)&FlagAutoAck != 0))
 		case in.Cmd == int32(CmdKick):
-			p.hear(p.s.Kick(nil, p.s.Device().ID, users[p]))
+			p.hear(p.s.Kick(nil, p.is.ID, users[p]))
 		}
 		if len(p.log) == 0 {
 			if want != "" {

@@ -14,14 +14,14 @@ import (
 // Conn is a connection that a Driver drives. Its methods may be called by any
 // goroutine at any time. It takes 112 bytes (TestConnIsSmall).
 type Conn struct {
-	// Static, but s and the polled only from Attach on; before it mu guards
-	// them.
+	// Static, but the socket only from Attach on; before it mu guards that.
 	h     Handler
 	shard *shard
 	s     *stream // nil: it is polled
 	polled
-	slot int32  // in shard.slots
-	gen  uint32 // tells it from others that had its slot
+	slot int32    // in shard.slots
+	gen  uint32   // tells it from others that had its slot
+	ip   [16]byte // of the peer, IPv4 as in RFC 4291, 2.5.5.2; zero: it has none
 
 	seen    uint32     // guarded by mu: when the last byte came, in milliseconds since d.start; they wrap after 49 days
 	mu      sync.Mutex // guards everything below; no system call under it but the poller's epoll_ctl
@@ -130,16 +130,22 @@ func (c *Conn) Silence(now time.Time) time.Duration {
 	return time.Duration(max(0, int32(millis(now.Sub(c.shard.d.start))-c.seen))) * time.Millisecond
 }
 
-// Peer is the address at the other end, also after the connection's; the zero
-// AddrPort for what has none in the Internet's form.
+// Peer is the address that the connection was made with, or that at the other
+// end of its socket, also when it has ended, without a zone; zero if there is
+// none.
 func (c *Conn) Peer() netip.AddrPort {
 	c.mu.Lock()
-	s := c.s
-	c.mu.Unlock()
-	if s == nil {
-		return c.polled.peer()
+	defer c.mu.Unlock()
+	if c.ip == [16]byte{} {
+		return netip.AddrPort{}
 	}
-	return addrPort(s.nc)
+	return netip.AddrPortFrom(netip.AddrFrom16(c.ip).Unmap(), c.port)
+}
+
+func (c *Conn) setPeer(at netip.AddrPort) {
+	if at.Addr().IsValid() {
+		c.ip, c.port = at.Addr().As16(), at.Port()
+	}
 }
 
 func addrPort(nc net.Conn) netip.AddrPort {

@@ -22,6 +22,7 @@ import (
 	"cmp"
 	"errors"
 	"net"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -133,21 +134,33 @@ func New(cfg Config) *Driver {
 	return d
 }
 
-// Add registers nc, which belongs to the driver from now on. It can be
-// written at once; nothing is read, and the handler hears nothing but Closed,
-// before Start. After the driver's Close, Add closes nc and the handler hears
-// Closed from a goroutine that nobody waits for.
-func (d *Driver) Add(nc net.Conn, h Handler) *Conn {
-	c := &Conn{h: h}
-	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
-	if !c.shard.adopt(c, nc) {
-		c.s = newStream(nc)
-	}
+// Drive makes c, which is zero, the connection of nc, which belongs to the
+// driver from now on. c can be written at once; nothing is read, and the
+// handler hears nothing but Closed, before Start. After the driver's Close,
+// Drive closes nc and the handler hears Closed from a goroutine that nobody
+// waits for. peer is what Peer tells; zero: the socket's address.
+func (d *Driver) Drive(c *Conn, nc net.Conn, h Handler, peer netip.AddrPort) {
+	c.init(d, h, peer)
+	c.connect(nc)
 	d.register(c)
-	return c
 }
 
-// register puts c, which nobody else knows yet, into a shard.
+func (c *Conn) init(d *Driver, h Handler, peer netip.AddrPort) {
+	c.h, c.shard = h, &d.shards[d.next.Add(1)%uint32(len(d.shards))]
+	c.setPeer(peer)
+}
+
+// connect gives c its socket.
+func (c *Conn) connect(nc net.Conn) {
+	if c.ip == [16]byte{} {
+		c.setPeer(addrPort(nc))
+	}
+	if c.s = nil; !c.adopt(nc) {
+		c.s = newStream(nc)
+	}
+}
+
+// register puts c, which nobody else knows yet, into its shard.
 func (d *Driver) register(c *Conn) {
 	c.seen = millis(time.Since(d.start))
 	s := c.shard

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,18 +46,23 @@ func TestMain(m *testing.M) {
 // ours is the stacks of the driver's goroutines, after they had time to end.
 func ours() string {
 	for limit := time.Now().Add(patience); ; runtime.Gosched() {
-		buf := make([]byte, 1<<20)
-		buf = buf[:runtime.Stack(buf, true)]
-		var left []string
-		for _, g := range strings.Split(string(buf), "\n\n") {
-			if strings.Contains(g, "netio.(*Conn)") || strings.Contains(g, "netio.(*Driver)") {
-				left = append(left, g)
-			}
-		}
+		left := stacks("netio.(*Conn)", "netio.(*Driver)", "netio.(*shard)")
 		if len(left) == 0 || time.Now().After(limit) {
 			return strings.Join(left, "\n\n")
 		}
 	}
+}
+
+// stacks is those of all goroutines that have one of these names in them.
+func stacks(names ...string) (of []string) {
+	buf := make([]byte, 4<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	for _, g := range strings.Split(string(buf), "\n\n") {
+		if slices.ContainsFunc(names, func(name string) bool { return strings.Contains(g, name) }) {
+			of = append(of, g)
+		}
+	}
+	return of
 }
 
 var certificate = sync.OnceValue(func() tls.Certificate {
@@ -86,28 +92,8 @@ func pair(t testing.TB, door string) (us, peer net.Conn) {
 	if door == "pipe" {
 		return net.Pipe()
 	}
-	network, addr := "tcp", "127.0.0.1:0"
-	if door == "unix" {
-		dir, err := os.MkdirTemp("", "n")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		network, addr = "unix", filepath.Join(dir, "s")
-	}
-	l, err := net.Listen(network, addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	peer, err = net.Dial(network, l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	us, err = l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	all, peers := pairs(t, door, 1)
+	us, peer = all[0], peers[0]
 	if door == "tls" {
 		s := tls.Server(us, &tls.Config{Certificates: []tls.Certificate{certificate()}})
 		c := tls.Client(peer, &tls.Config{InsecureSkipVerify: true})
@@ -119,6 +105,52 @@ func pair(t testing.TB, door string) (us, peer net.Conn) {
 		us, peer = s, c
 	}
 	return us, peer
+}
+
+// listener is of the sockets behind a door, for dial.
+func listener(t testing.TB, door string) net.Listener {
+	t.Helper()
+	network, addr := "tcp", "127.0.0.1:0"
+	if door == "unix" {
+		dir, err := os.MkdirTemp("", "n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		network, addr = "unix", filepath.Join(dir, "s")
+	}
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// dial is a connection to l, both ends, for one caller at a time.
+func dial(l net.Listener) (us, peer net.Conn, err error) {
+	if peer, err = net.Dial(l.Addr().Network(), l.Addr().String()); err != nil {
+		return nil, nil, err
+	}
+	if us, err = l.Accept(); err != nil {
+		return nil, nil, err
+	}
+	return us, peer, nil
+}
+
+// pairs is n connections through one of the doors that are sockets.
+func pairs(t testing.TB, door string, n int) (us, peers []net.Conn) {
+	t.Helper()
+	l := listener(t, door)
+	defer l.Close()
+	for range n {
+		u, p, err := dial(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		us, peers = append(us, u), append(peers, p)
+	}
+	return us, peers
 }
 
 // probe is a handler made of functions, any of which may be nil. It checks
@@ -1042,6 +1074,291 @@ func TestPeerThatEndsIsNilAndAResetIsAnError(t *testing.T) {
 			t.Errorf("queued on a closed connection: %d", got)
 		}
 	})
+}
+
+// eachHalfDoor is eachDoor for those of which one half can be closed.
+func eachHalfDoor(t *testing.T, f func(t *testing.T, door string)) {
+	for _, door := range []string{"tcp", "unix", "tls"} {
+		t.Run(door, func(t *testing.T) { f(t, door) })
+	}
+}
+
+func closeWrite(t testing.TB, nc net.Conn) {
+	t.Helper()
+	if err := nc.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHalvesCloseInAnyOrder(t *testing.T) {
+	ends := func(t *testing.T, peer net.Conn, want string) {
+		t.Helper()
+		peer.SetReadDeadline(time.Now().Add(patience))
+		if got, err := io.ReadAll(peer); err != nil || string(got) != want {
+			t.Errorf("read %q, %v, want %q and the end", got, err, want)
+		}
+	}
+	eachHalfDoor(t, func(t *testing.T, door string) {
+		t.Run("ours first", func(t *testing.T) {
+			_, c, p, peer := add(t, door, Config{})
+			heard := make(chan string, 1)
+			p.data = func(b []byte) int { heard <- string(b); return len(b) }
+			c.Start()
+			c.HangUp([]byte("last"), false, patience)
+			ends(t, peer, "last")
+			for _, b := range []string{"still", "here"} {
+				if _, err := peer.Write([]byte(b)); err != nil {
+					t.Fatal(err)
+				}
+				if got := <-heard; got != b {
+					t.Errorf("heard %q, want %q", got, b)
+				}
+			}
+			closeWrite(t, peer)
+			p.wantClosed(t, nil)
+		})
+		t.Run("the peer's first", func(t *testing.T) {
+			_, c, p, peer := add(t, door, Config{})
+			taken := 0
+			p.data = func(b []byte) int { return taken }
+			c.Start()
+			peer.Write([]byte("x"))
+			until(t, "a stop", c.Paused) // or we would end it
+			closeWrite(t, peer)
+			if err := c.Write([]byte("hello")); err != nil {
+				t.Fatal(err)
+			}
+			wantRead(t, peer, []byte("hello"))
+			taken = 1
+			c.Resume()
+			p.wantClosed(t, nil)
+		})
+		t.Run("both at once", func(t *testing.T) {
+			for range 50 {
+				_, c, p, peer := open(t, door, Config{})
+				go c.HangUp(nil, false, patience)
+				closeWrite(t, peer)
+				if _, err := io.ReadAll(peer); err != nil {
+					t.Error(err)
+				}
+				p.wantClosed(t, nil)
+			}
+		})
+		t.Run("the peer's with our queue full", func(t *testing.T) {
+			d, c, p, peer := open(t, door, Config{})
+			clog(t, c, 8<<20)
+			closeWrite(t, peer)
+			p.wantClosed(t, nil)
+			if got := d.QueuedBytes(); got != 0 {
+				t.Errorf("queued on a closed connection: %d", got)
+			}
+		})
+	})
+}
+
+func TestResetIsNoticedInAnyState(t *testing.T) {
+	reset := func(peer net.Conn) {
+		peer.(*net.TCPConn).SetLinger(0)
+		peer.Close()
+	}
+	for _, state := range []string{"idle", "full", "stopped", "stopped and full", "not started", "hung up"} {
+		t.Run(state, func(t *testing.T) {
+			d, c, p, peer := add(t, "tcp", Config{})
+			calls := 0
+			p.data = func([]byte) int { calls++; return calls - 1 } // the first stops
+			if state != "not started" {
+				c.Start()
+			}
+			if state == "stopped" || state == "stopped and full" {
+				peer.Write([]byte("x"))
+				until(t, "a stop", c.Paused)
+			}
+			if state == "full" || state == "stopped and full" {
+				clog(t, c, 8<<20)
+			}
+			if state == "hung up" {
+				c.HangUp(nil, false, patience)
+				io.ReadAll(peer)
+			}
+			reset(peer)
+			switch state { // nobody looks
+			case "stopped":
+				c.Resume()
+			case "not started":
+				c.Start()
+			}
+			select {
+			case err := <-p.ended:
+				// Reading and writing may both notice; each hides it from the other.
+				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && (err != nil || state != "full") {
+					t.Errorf("Closed: got %v, want a reset", err)
+				}
+			case <-time.After(patience):
+				t.Fatal("nobody noticed")
+			}
+			if got := d.QueuedBytes(); got != 0 {
+				t.Errorf("queued on a closed connection: %d", got)
+			}
+		})
+	}
+}
+
+// With so small buffers nearly every write finds the socket full.
+func TestSocketThatIsFullOverAndOverLosesNothing(t *testing.T) {
+	for _, door := range []string{"tcp", "unix"} {
+		t.Run(door, func(t *testing.T) {
+			us, peer := pair(t, door)
+			defer peer.Close()
+			// Not smaller: TCP would wait for its timers.
+			if err := errors.Join(us.(interface{ SetWriteBuffer(int) error }).SetWriteBuffer(1), peer.(interface{ SetReadBuffer(int) error }).SetReadBuffer(8<<10)); err != nil {
+				t.Fatal(err)
+			}
+			d := driver(t, Config{QueueBytes: 20_000, TotalBytes: 30_000})
+			c := d.Add(us, newProbe())
+			c.Start()
+			const writers, each, size = 8, 200, 200
+			for w := range writers {
+				go func() {
+					for i := range each {
+						b := append([]byte{byte(w), byte(i)}, pattern(size, w+i)...)
+						for c.Write(b) == ErrSlow {
+							runtime.Gosched()
+						}
+					}
+				}()
+			}
+			var next [writers]int
+			peer.SetReadDeadline(time.Now().Add(patience))
+			slow := io.LimitReader(peer, writers*each*(size+2))
+			for range writers * each {
+				var b [size + 2]byte
+				for n := 0; n < len(b); {
+					m, err := slow.Read(b[n:min(n+17, len(b))])
+					if n += m; err != nil {
+						t.Fatal(err)
+					}
+				}
+				w, i := int(b[0]), int(b[1])
+				if w >= writers || i != next[w] || !bytes.Equal(b[2:], pattern(size, w+i)) {
+					t.Fatalf("writer %d: got message %d", w, i)
+				}
+				next[w]++
+			}
+			until(t, "an empty queue", func() bool { return d.QueuedBytes() == 0 })
+		})
+	}
+}
+
+// Every way to end a connection, from every place and in every state.
+func TestEveryEndAtEveryMomentIsOneClosed(t *testing.T) {
+	ends := map[string]func(c *Conn){
+		"Close":  (*Conn).Close,
+		"Shut":   func(c *Conn) { c.Shut([]byte("last"), false, time.Millisecond) },
+		"cut":    func(c *Conn) { c.Shut([]byte("last"), true, time.Millisecond) },
+		"HangUp": func(c *Conn) { c.HangUp([]byte("last"), false, time.Millisecond) },
+		"all":    func(c *Conn) { c.HangUp(nil, false, patience); c.Shut(nil, true, patience); c.Close() },
+	}
+	much := make([]byte, 8<<20) // more than a socket takes
+	moments := []string{"before Start", "idle", "in Data", "in Data that stops", "in Data of what was kept", "stopped", "full", "full and in Data", "full and stopped", "full, then read"}
+	eachDoor(t, func(t *testing.T, door string) {
+		for name, end := range ends {
+			for _, moment := range moments {
+				d, c, p, peer := add(t, door, Config{Tick: time.Millisecond})
+				var calls atomic.Int32
+				p.data = func(b []byte) int {
+					switch n := calls.Add(1); {
+					case moment == "in Data", moment == "full and in Data", moment == "in Data of what was kept" && n == 2:
+						end(c)
+					case moment == "in Data that stops":
+						end(c)
+						return 0
+					case n == 1:
+						return 0
+					}
+					return len(b)
+				}
+				if moment != "before Start" {
+					c.Start()
+				}
+				if strings.HasPrefix(moment, "full") {
+					c.Write(much)
+				}
+				if strings.Contains(moment, "Data") || strings.Contains(moment, "stopped") {
+					go peer.Write([]byte("hello"))
+				}
+				switch moment {
+				case "before Start", "idle", "full":
+					end(c)
+				case "stopped", "full and stopped":
+					until(t, "a stop", c.Paused)
+					end(c)
+				case "in Data of what was kept":
+					until(t, "a stop", c.Paused)
+					c.Resume()
+				case "full, then read":
+					go io.Copy(io.Discard, peer)
+					end(c)
+				}
+				select {
+				case <-p.ended:
+				case <-time.After(patience):
+					t.Fatalf("%s %s: Closed was not called", name, moment)
+				}
+				if got := d.QueuedBytes(); got != 0 {
+					t.Errorf("%s %s: queued after Closed: %d", name, moment, got)
+				}
+				if got := len(c.shard.slots); got != 0 {
+					t.Errorf("%s %s: %d places in the table after Closed", name, moment, got)
+				}
+				hang(peer)
+			}
+		}
+	})
+}
+
+// A wake-up that is lost stays lost where nobody else wakes the poller, so
+// there are few connections, and many.
+func TestPingPongNeverStalls(t *testing.T) {
+	for _, n := range []int{1, 2, 200} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			d := driver(t, Config{})
+			var wg sync.WaitGroup
+			var pings atomic.Int64
+			for i := range n {
+				us, peer := pair(t, []string{"tcp", "unix"}[i%2])
+				defer peer.Close()
+				p := newProbe()
+				var c *Conn
+				p.data = func(b []byte) int {
+					n := len(b)
+					if pings.Add(1)%7 == 0 {
+						n--
+						go c.Resume() // before the stop, or after it
+					}
+					c.Write(bytes.Clone(b[:n]))
+					return n
+				}
+				c = d.Add(us, p)
+				c.Start()
+				wg.Go(func() {
+					var b, back [8]byte
+					peer.SetDeadline(time.Now().Add(patience))
+					for j := range 4000 / n {
+						binary.BigEndian.PutUint64(b[:], uint64(i)<<32|uint64(j))
+						if _, err := peer.Write(b[:]); err != nil {
+							t.Error(err)
+							return
+						}
+						if _, err := io.ReadFull(peer, back[:]); err != nil || back != b {
+							t.Errorf("ping %d of connection %d: got %x, %v", j, i, back, err)
+							return
+						}
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
 }
 
 func TestBeforeStartOnlyWritesAndClosed(t *testing.T) {

@@ -4,7 +4,6 @@ package netio
 
 import (
 	"net"
-	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -35,11 +34,10 @@ type poller struct {
 
 // polled is what a connection needs that a poller has.
 type polled struct {
-	fd      int32    // static
-	ip      [16]byte // static: of the peer; IPv4 as in RFC 4291, 2.5.5.2
-	port    uint16   // static: of the peer
-	want    uint8    // guarded by Conn.mu: toRead, toWrite
-	watched uint8    // guarded by Conn.mu: what the set tells of; 0: it is not in the set
+	fd      int32  // static
+	port    uint16 // static: of the peer; it has room here
+	want    uint8  // guarded by Conn.mu: toRead, toWrite
+	watched uint8  // guarded by Conn.mu: what the set tells of; 0: it is not in the set
 }
 
 const (
@@ -49,22 +47,15 @@ const (
 
 // adopt makes c a polled connection with nc's descriptor and closes nc, if it
 // has one that may be used and there is a second one to be had for it.
-func (s *shard) adopt(c *Conn, nc net.Conn) bool {
+func (c *Conn) adopt(nc net.Conn) bool {
 	raw := rawConn(nc)
 	if raw == nil {
 		return false
 	}
-	p := polled{fd: -1}
-	if tcp, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
-		if tcp.Zone != "" {
-			return false // which has no place in polled
-		}
-		at := tcp.AddrPort()
-		p.ip, p.port = at.Addr().As16(), at.Port()
-	}
-	if !s.openPoller() {
+	if !c.shard.openPoller() {
 		return false
 	}
+	p := polled{fd: -1, port: c.port}
 	// Not nc.File, which makes the socket a blocking one.
 	err := raw.Control(func(fd uintptr) {
 		dup, _, errno := syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_DUPFD_CLOEXEC, 0)
@@ -279,12 +270,4 @@ func (c *Conn) drop(reset bool) {
 		_ = syscall.SetsockoptLinger(int(c.fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
 	}
 	_ = syscall.Close(int(c.fd))
-}
-
-// peer is the address at the other end, the zero AddrPort of a Unix socket.
-func (p *polled) peer() netip.AddrPort {
-	if p.port == 0 {
-		return netip.AddrPort{}
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16(p.ip).Unmap(), p.port)
 }

@@ -3,6 +3,7 @@ package netio
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -15,25 +16,25 @@ var (
 	errNotStarted = errors.New("netio: the connection was not started")
 )
 
-// AddPulled registers a connection that has no socket: what is written to it
+// DrivePulled makes c, which is zero, a connection that has no socket: what is written to it
 // waits in its queue, under the same limits, until Take, and what its peer
 // says comes by Feed. There is no WriteTimeout, for who takes decides when;
 // the queue may still be the fullest when TotalBytes is reached. Shut leaves
 // last to be taken and HangUp is the same; when all of it was taken the
-// caller is expected to Close before wait is over. RemoteAddr is a fixed one.
+// caller is expected to Close before wait is over. peer is what Peer tells, also
+// after Attach; zero: nothing, and then the socket's.
 //
 // wake is called whenever there may be something new to Take: a message was
 // queued, the connection was shut or closed. It may run with a lock of this
 // package held, on any goroutine, and overlap itself: it may only poke a
 // channel, without waiting. It is not called for what happens after Attach.
 //
-// After the driver's Close it is as with Add.
-func (d *Driver) AddPulled(h Handler, wake func()) *Conn {
+// After the driver's Close it is as with Drive.
+func (d *Driver) DrivePulled(c *Conn, h Handler, wake func(), peer netip.AddrPort) {
+	c.init(d, h, peer)
 	// The queue counts as being written, so nobody begins to.
-	c := &Conn{s: &stream{nc: &pulled{wake: wake}}, h: h, writing: true}
-	c.shard = &d.shards[d.next.Add(1)%uint32(len(d.shards))]
+	c.s, c.writing = &stream{nc: &pulled{wake: wake}}, true
 	d.register(c)
-	return c
 }
 
 // Take takes everything that is queued. It goes on counting, as cost, until
@@ -191,9 +192,7 @@ func (c *Conn) Attach(nc net.Conn, rest []byte) error {
 	// until flushLocked we are the writer; close has marked the connection
 	// closed, after us or so that we returned above.
 	c.releaseTakenLocked(p, p.taken)
-	if c.s = nil; !c.shard.adopt(c, nc) {
-		c.s = newStream(nc)
-	}
+	c.connect(nc)
 	c.carry = carry
 	if c.started {
 		c.readLocked(now)

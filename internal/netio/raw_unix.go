@@ -22,6 +22,11 @@ func rawConn(nc net.Conn) syscall.RawConn {
 	case *net.UnixConn:
 		raw, err = nc.SyscallConn()
 	}
+	if raw != nil && err == nil {
+		// Whoever looked at the socket by File().Fd() has made it a blocking
+		// one, in all its copies, and our reads and writes must not block.
+		err = raw.Control(func(fd uintptr) { _ = syscall.SetNonblock(int(fd), true) })
+	}
 	if err != nil {
 		return nil // reading says what is wrong
 	}

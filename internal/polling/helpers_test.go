@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -93,7 +94,8 @@ func (g *rig) open(w http.ResponseWriter, r *http.Request, a Ask) {
 		return
 	}
 	h := &host{g: g, p: g.s.NewSession(a), reader: eio.NewReader(a.Revision, 1_000_000), alive: true}
-	h.nc = g.d.AddPulled(h, h.p.Wake)
+	h.nc = new(netio.Conn)
+	g.d.DrivePulled(h.nc, h, h.p.Wake, netip.AddrPort{})
 	g.mu.Lock()
 	g.hosts[h.p.SID()] = h
 	g.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -73,7 +74,8 @@ func newRack(tb testing.TB) *rack {
 		Sids: polling.NewSids(tagOf("a"), key),
 		Open: func(w http.ResponseWriter, r *http.Request, a polling.Ask) {
 			k.last = &quiet{p: k.holder.NewSession(a)}
-			k.last.nc = k.driver.AddPulled(k.last, k.last.p.Wake)
+			k.last.nc = new(netio.Conn)
+			k.driver.DrivePulled(k.last.nc, k.last, k.last.p.Wake, netip.AddrPort{})
 			k.last.nc.Write(eio.AppendOpen(nil, &eio.Handshake{SID: k.last.p.SID()}))
 			k.last.nc.Start()
 			k.last.p.Begin(w, r, k.last.nc, k.last)

@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -146,7 +147,8 @@ func (p *pair) listen(machine *memnet.Host, port int) *memnet.Listener {
 
 func (st *station) open(w http.ResponseWriter, r *http.Request, a polling.Ask) {
 	h := &host{st: st, p: st.s.NewSession(a), reader: eio.NewReader(a.Revision, 1_000_000), limit: 1_000_000}
-	h.nc = st.d.AddPulled(h, h.p.Wake)
+	h.nc = new(netio.Conn)
+	st.d.DrivePulled(h.nc, h, h.p.Wake, netip.AddrPort{})
 	st.p.mu.Lock()
 	st.p.hosts[h.p.SID()] = h
 	st.p.mu.Unlock()

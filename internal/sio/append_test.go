@@ -96,7 +96,7 @@ func TestPacketsAreWrittenAsTheClientsParsersWantThem(t *testing.T) {
 }
 
 func sessionOf(f Form) *Session {
-	s := NewSession(f.revision(), 100)
+	s := newSession(f.revision(), 100)
 	s.form.Store(uint32(f))
 	return s
 }
@@ -263,7 +263,7 @@ func TestEncodingAllocatesOnlyToGrow(t *testing.T) {
 }
 
 func TestHeartbeatsAndClosesAreEngineIOs(t *testing.T) {
-	v3, v4 := NewSession(eio.V3, 100), NewSession(eio.V4, 100)
+	v3, v4 := newSession(eio.V3, 100), newSession(eio.V4, 100)
 	if got := v3.Ping([]byte("x")); string(got) != "x" {
 		t.Errorf("a ping to revision 3: %q", got)
 	}

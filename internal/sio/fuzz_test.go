@@ -366,7 +366,7 @@ func play(t *testing.T, kind byte, in, cuts []byte) string {
 	if kind&fuzzSmall != 0 {
 		limit = 100
 	}
-	s := NewSession(rev, limit)
+	s := newSession(rev, limit)
 	if kind&fuzzOpen != 0 {
 		var ev wire.Event
 		if _, err := s.Feed(text(`0`), &ev); err != nil {

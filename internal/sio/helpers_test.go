@@ -90,6 +90,12 @@ func typed(v any) any {
 	return v
 }
 
+func newSession(rev eio.Revision, limit int) *Session {
+	s := new(Session)
+	s.Init(rev, limit)
+	return s
+}
+
 // client is a client's session in a test.
 type client struct {
 	t testing.TB
@@ -99,7 +105,7 @@ type client struct {
 // open returns a session that has read these packets, of which it wants no error.
 func open(t testing.TB, rev eio.Revision, frames ...[]byte) *client {
 	t.Helper()
-	c := &client{t, NewSession(rev, 1<<20)}
+	c := &client{t, newSession(rev, 1<<20)}
 	for _, f := range frames {
 		c.want(f)
 	}

@@ -135,7 +135,7 @@ func TestWhatIsMalformedInMsgpackEndsTheSession(t *testing.T) {
 func TestAClaimInMsgpackIsItsOwn(t *testing.T) {
 	frame := masked(ws.Binary, pack(t, `{"type":0,"nsp":"/","data":{"user":"alice"}}`))
 	var ev wire.Event
-	if _, err := NewSession(eio.V4, 1000).Feed(frame, &ev); err != nil {
+	if _, err := newSession(eio.V4, 1000).Feed(frame, &ev); err != nil {
 		t.Fatal(err)
 	}
 	clear(frame)

@@ -151,7 +151,7 @@ func (s *Session) await(p *packet, holes []hole, size int) {
 func (s *Session) attachment(data []byte, ev *wire.Event) error {
 	u := s.pending
 	u.size += len(data)
-	if s.limit >= 0 && u.size > s.limit {
+	if limit := s.reader.Limit(); limit >= 0 && u.size > limit {
 		return errTooBig
 	}
 	if len(u.parts)+1 < u.packet.attachments {

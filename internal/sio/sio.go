@@ -34,12 +34,12 @@ func (f Form) revision() eio.Revision {
 	return eio.V4
 }
 
-// Session is one client's state, a wire.Session. It holds nothing of its own
-// between two packets, unless attachments of the first are still to come.
+// Session is one client's state, a wire.Session. Init comes first. It holds
+// nothing of its own between two packets, unless attachments of the first are
+// still to come.
 type Session struct {
 	reader  eio.Reader
-	pending *unfinished // a packet whose attachments are coming; nil: none is
-	limit   int
+	pending *unfinished   // a packet whose attachments are coming; nil: none is
 	form    atomic.Uint32 // a Form
 	rev     eio.Revision
 	typ     eio.PacketType // of the packet that the last Feed read
@@ -47,15 +47,14 @@ type Session struct {
 	ended   bool           // the client closed the session
 }
 
-// NewSession returns the Session of a client that speaks this revision over a
+// Init begins the Session of a client that speaks this revision over a
 // WebSocket. A packet, and one with its attachments, may have at most limit
 // bytes; -1: no limit.
-func NewSession(rev eio.Revision, limit int) *Session {
-	s := &Session{reader: eio.NewReader(rev, limit), limit: limit, rev: rev}
+func (s *Session) Init(rev eio.Revision, limit int) {
+	s.reader, s.rev = eio.NewReader(rev, limit), rev
 	if rev != eio.V3 {
 		s.form.Store(uint32(New))
 	}
-	return s
 }
 
 // Body says that what Feed gets from now on is the body of one POST: what Feed
@@ -69,10 +68,7 @@ func (s *Session) WebSocket() { s.reader.WebSocket() }
 
 // SetLimit changes the limit, for the packets that begin from now on and for
 // the attachments that are still to come.
-func (s *Session) SetLimit(n int) {
-	s.limit = n
-	s.reader.SetLimit(n)
-}
+func (s *Session) SetLimit(n int) { s.reader.SetLimit(n) }
 
 // Revision is the revision of Engine.IO.
 func (s *Session) Revision() eio.Revision { return s.rev }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/embedpush/push/internal/eio"
@@ -48,16 +49,16 @@ func (e *echo) open(w http.ResponseWriter, r *http.Request, a polling.Ask) {
 			no.Write(w)
 			return
 		}
-		s.nc = e.driver.Add(nc, s)
+		e.driver.Drive(&s.nc, nc, s, netip.AddrPort{})
 		s.nc.Write(hello)
 		s.nc.Start()
 		return
 	}
 	s.poll = p
-	s.nc = e.driver.AddPulled(s, p.Wake)
+	e.driver.DrivePulled(&s.nc, s, p.Wake, netip.AddrPort{})
 	s.nc.Write(hello)
 	s.nc.Start()
-	p.Begin(w, r, s.nc, s)
+	p.Begin(w, r, &s.nc, s)
 }
 
 // session is one client. It is a netio.Handler, and the host of its polling
@@ -65,7 +66,7 @@ func (e *echo) open(w http.ResponseWriter, r *http.Request, a polling.Ask) {
 type session struct {
 	e    *echo
 	rev  eio.Revision
-	nc   *netio.Conn
+	nc   netio.Conn
 	poll *polling.Session // nil: it came as a WebSocket
 	beat eio.Beat
 
