@@ -29,6 +29,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/embedpush/push/internal/deadline"
 	"github.com/embedpush/push/internal/directory"
 	"github.com/embedpush/push/internal/link"
 	"github.com/embedpush/push/internal/members"
@@ -36,7 +37,6 @@ import (
 	"github.com/embedpush/push/internal/quietlog"
 	"github.com/embedpush/push/internal/relay"
 	"github.com/embedpush/push/internal/secret"
-	"github.com/embedpush/push/internal/tally"
 	"github.com/hashicorp/memberlist"
 )
 
@@ -134,15 +134,15 @@ type cluster struct {
 
 	joining sync.Mutex // held while a run is let in or taken out; above mu
 
+	others atomic.Pointer[map[directory.Origin]*node] // the runs that are there, but for this one; replaced under mu, never changed
+
 	mu     sync.RWMutex
-	others map[directory.Origin]*node // guarded by mu: the runs that are there, but for this one
-	bases  map[uint32]*node           // guarded by mu: by node.base
-	tags   map[[8]byte]*node          // guarded by mu: by node.tag, of several runs the newest
-	proved map[string]uint64          // guarded by mu: of each node the greatest epoch that a link has proved; older runs are over
+	bases  map[uint32]*node  // guarded by mu: by node.base
+	tags   map[[8]byte]*node // guarded by mu: by node.tag, of several runs the newest
+	proved map[string]uint64 // guarded by mu: of each node the greatest epoch that a link has proved; older runs are over
 
 	linksMu sync.Mutex
-	links   map[*link.In]*answers    // guarded by linksMu: links that peers dialled, and that asked something
-	dialled map[directory.Origin]int // guarded by linksMu: how many there are of whom
+	dialled map[directory.Origin]int // guarded by linksMu: how many links there are of whom
 
 	allocs                         atomic.Uint32 // turns of Alloc
 	sent, served, found, malformed atomic.Uint64 // as ClusterStats tells them
@@ -153,14 +153,15 @@ func newCluster(e *Engine, cfg Cluster) (c *cluster, err error) {
 	now := time.Now()
 	c = &cluster{
 		e: e, started: now, log: quietlog.New(e.cfg.Logger, "cluster"), transport: cfg.Transport, abandon: func() {},
-		others: make(map[directory.Origin]*node), bases: make(map[uint32]*node), tags: make(map[[8]byte]*node), proved: make(map[string]uint64),
-		links: make(map[*link.In]*answers), dialled: make(map[directory.Origin]int),
+		bases: make(map[uint32]*node), tags: make(map[[8]byte]*node), proved: make(map[string]uint64),
+		dialled: make(map[directory.Origin]int),
 	}
 	if c.set, err = cfg.check(); err != nil {
 		return nil, err
 	}
 	c.self = directory.Origin{ID: c.set.node, Epoch: uint64(now.UnixMilli())}
 	c.moving = moving{c: c, lanes: make(map[placeKey]*moves)}
+	c.others.Store(&map[directory.Origin]*node{})
 	c.directory = directory.New(c.self, c.changed)
 	if c.transport == nil {
 		var port int
@@ -327,7 +328,9 @@ func (c *cluster) joinedLocked(m members.Member) {
 		c.mesh.Down(m.Origin)
 		return
 	}
-	c.others[m.Origin] = n
+	others := maps.Clone(*c.others.Load())
+	others[m.Origin] = n
+	c.others.Store(&others)
 	if n.base != 0 {
 		c.bases[n.base] = n
 	}
@@ -352,14 +355,15 @@ func (c *cluster) over(o directory.Origin) bool {
 func (c *cluster) prove(o directory.Origin) {
 	var elders []directory.Origin
 	c.mu.Lock()
-	if c.others[o] == nil {
+	others := *c.others.Load()
+	if others[o] == nil {
 		c.mu.Unlock()
 		return // it is dialled when it joins
 	}
 	if c.proved[o.ID] < o.Epoch {
 		c.proved[o.ID] = o.Epoch
 	}
-	for other := range c.others {
+	for other := range others {
 		if other.ID == o.ID && other.Epoch < o.Epoch {
 			elders = append(elders, other)
 		}
@@ -389,8 +393,10 @@ func (c *cluster) left(m members.Member, goodbye bool) {
 // remove takes a run out of those that are there.
 func (c *cluster) remove(o directory.Origin) {
 	c.mu.Lock()
-	n := c.others[o]
-	delete(c.others, o)
+	others := maps.Clone(*c.others.Load())
+	n := others[o]
+	delete(others, o)
+	c.others.Store(&others)
 	if c.proved[o.ID] == o.Epoch {
 		delete(c.proved, o.ID) // the next one may have a clock that is behind
 	}
@@ -406,12 +412,8 @@ func (c *cluster) remove(o directory.Origin) {
 	}
 }
 
-// node is a run that is there, or nil.
-func (c *cluster) node(o directory.Origin) *node {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.others[o]
-}
+// node is a run that is there, or nil. It takes no lock.
+func (c *cluster) node(o directory.Origin) *node { return (*c.others.Load())[o] }
 
 // nodeOf is the other node that a connection is on, or nil.
 func (c *cluster) nodeOf(id ConnID) *node {
@@ -421,11 +423,7 @@ func (c *cluster) nodeOf(id ConnID) *node {
 }
 
 // all are the runs that are there, but for this one.
-func (c *cluster) all() []*node {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return slices.AppendSeq(make([]*node, 0, len(c.others)), maps.Values(c.others))
-}
+func (c *cluster) all() []*node { return slices.Collect(maps.Values(*c.others.Load())) }
 
 // mergeDigest compares what another node knows with what is known here.
 func (c *cluster) mergeDigest(digest []byte) {
@@ -686,13 +684,11 @@ func (c *cluster) judge(o directory.Origin, err error) {
 
 // answersOf is what goes back over a link.
 func (c *cluster) answersOf(in *link.In) *answers {
-	c.linksMu.Lock()
-	defer c.linksMu.Unlock()
-	a := c.links[in]
+	a, _ := in.Owner.(*answers)
 	if a == nil {
 		a = &answers{c: c, in: in, flights: make(map[uint64]*served)}
 		a.ctx, a.end = context.WithCancel(c.ctx)
-		c.links[in] = a
+		in.Owner = a
 		c.work.Go(func() { // whatever waits for the link, its worker too, does not outlive it
 			select {
 			case <-in.Done():
@@ -707,13 +703,11 @@ func (c *cluster) answersOf(in *link.In) *answers {
 // Ended implements link.Handler.
 func (c *links) Ended(in *link.In) {
 	c.linksMu.Lock()
-	a := c.links[in]
-	delete(c.links, in)
 	if c.dialled[in.Origin()]--; c.dialled[in.Origin()] <= 0 {
 		delete(c.dialled, in.Origin())
 	}
 	c.linksMu.Unlock()
-	if a != nil {
+	if a, _ := in.Owner.(*answers); a != nil {
 		a.close()
 	}
 }
@@ -832,7 +826,7 @@ func (c *cluster) leave(ctx context.Context) {
 	c.stop()
 	c.work.Wait()
 	c.mu.Lock()
-	clear(c.others)
+	c.others.Store(&map[directory.Origin]*node{})
 	clear(c.bases)
 	clear(c.tags)
 	c.mu.Unlock()
@@ -1070,15 +1064,19 @@ type sending struct {
 	c       *cluster
 	a       Audience
 	targets []target
-	one     [1]target // room for most
-	waits   bool      // pushes to its one user wait for him to be found, and it waits behind them
-	message []byte    // what is the same for all nodes
+	waits   bool   // pushes to its one user wait for him to be found, and it waits behind them
+	message []byte // what is the same for all nodes
+
+	// Room for what most have one of.
+	only  [1]target
+	user  [1]string // of Audience.User
+	whole flight
+	first part
 
 	// Static after begin.
 	ack    Ack
 	rate   float64
 	until  time.Time // the zero time: there is no limit
-	push   *encoded  // a copy; for devices that come to this node
 	flight *flight   // nil: nobody waits
 
 	full  []int      // places in targets: their links had no room at first
@@ -1100,9 +1098,41 @@ func (c *cluster) reach(a *Audience, p *encoded) (*sending, error) {
 		return nil, nil
 	}
 	s := &sending{c: c, a: *a, waits: waits}
-	s.targets = append(s.one[:0], targets...)
+	s.targets = append(s.only[:0], targets...)
+	if a.User != "" {
+		s.user[0] = a.User
+		for i := range s.targets {
+			s.targets[i].users = s.user[:]
+		}
+	}
 	s.message = nodemsg.AppendMessage(make([]byte, 0, p.size()), p.event, p.value)
 	return s, nil
+}
+
+// room is where a push's flight goes.
+func (s *sending) room() *flight {
+	if s == nil {
+		return new(flight)
+	}
+	return &s.whole
+}
+
+// nobody is where a user goes who has no device here.
+func (s *sending) nobody() []string {
+	if s == nil {
+		return nil
+	}
+	return s.user[:0]
+}
+
+// encoded is the push for devices that come to this node.
+func (s *sending) encoded() *encoded {
+	p := encoded{e: s.c.e, space: s.a.space(), ack: s.flight.ack, auto: s.ack == AutoAck}
+	var err error
+	if p.event, p.value, err = nodemsg.ParseMessage(s.message); err != nil {
+		panic("push: what this node encoded: " + err.Error())
+	}
+	return p.share(p.e)
 }
 
 // targets appends the nodes that hold a part of an audience.
@@ -1125,13 +1155,9 @@ func (c *cluster) targets(targets []target, a *Audience) []target {
 			targets = append(targets, target{node: n})
 		}
 	case a.User != "":
-		var user []string
 		for _, o := range locate(keyOf(a.space(), kindUser, a.User)) {
 			if n := c.node(o); n != nil {
-				if user == nil {
-					user = []string{a.User}
-				}
-				targets = append(targets, target{n, user})
+				targets = append(targets, target{node: n})
 			}
 		}
 	default:
@@ -1217,7 +1243,7 @@ func (s *sending) divide(users []string) (offline, sought []string) {
 	case s.a.User != "":
 		return nil, users
 	}
-	held := make(map[string]bool)
+	held := make(map[string]bool, len(users))
 	for _, t := range s.targets {
 		for _, user := range t.users {
 			held[user] = true
@@ -1243,29 +1269,38 @@ func (s *sending) parts(here int) int {
 }
 
 // begin offers the push to every node at once; finish waits for those whose
-// links had no room. f is the flight that waits for the outcomes; nil: nobody
-// does.
-func (s *sending) begin(ctx context.Context, f *flight, p *encoded, ack Ack, rate float64) {
+// links had no room. f is the flight that waits for the outcomes, nil: nobody
+// does; until is when its caller does no more, the zero time: there is no such.
+func (s *sending) begin(f *flight, ack Ack, rate float64, until time.Time) {
 	if s == nil {
 		return
 	}
-	s.flight, s.push, s.ack, s.rate = f, p, ack, rate
-	if d := s.c.e.cfg.Limits.AckTimeout; d > 0 && rate == 0 {
-		s.until = time.Now().Add(d)
+	s.flight, s.ack, s.rate, s.until = f, ack, rate, until
+	now := time.Now()
+	if f != nil {
+		now = f.begin
 	}
-	if until, ok := ctx.Deadline(); ok && (s.until.IsZero() || until.Before(s.until)) {
-		s.until = until
+	if d := s.c.e.cfg.Limits.AckTimeout; d > 0 && rate == 0 && (until.IsZero() || now.Add(d).Before(until)) {
+		s.until = now.Add(d)
 	}
 	s.c.moving.queue(s)
+	p := &s.first
 	for i := range s.targets {
 		t := &s.targets[i]
 		if len(t.users) == 0 && (s.a.User != "" || len(s.a.Users) > 0) {
 			continue // others wait for them
 		}
-		if s.send(t, nil, false) == link.ErrFull {
+		if s.send(t, p, nil) == link.ErrFull {
 			s.full = append(s.full, i)
 		}
+		p = nil
 	}
+}
+
+// beginQuietly is begin for a push for whose outcomes nobody waits.
+func (s *sending) beginQuietly(ctx context.Context) {
+	until, _ := ctx.Deadline()
+	s.begin(nil, NoAck, 0, until)
 }
 
 // finish waits for the links that had no room: until ctx ends, or a second in
@@ -1282,15 +1317,15 @@ func (s *sending) finish(ctx context.Context) []Delivery {
 		ctx, cancel := context.WithDeadline(ctx, until)
 		defer cancel()
 		for _, i := range s.full {
-			s.send(&s.targets[i], ctx, false)
+			s.send(&s.targets[i], nil, ctx)
 		}
 	}
 	return s.fails
 }
 
-// send sends one node its part. With ctx it waits for room, without it says
-// ErrFull and nothing has happened.
-func (s *sending) send(t *target, ctx context.Context, again bool) error {
+// send sends one node its part, which is p, or a new one. With ctx it waits for
+// room, without it says ErrFull and nothing has happened.
+func (s *sending) send(t *target, p *part, ctx context.Context) error {
 	n := t.node
 	push := nodemsg.Push{Ack: uint8(s.ack), Quiet: s.flight == nil, Rate: s.rate, To: audienceOf(&s.a, t.users), Message: s.message}
 	if !s.until.IsZero() {
@@ -1302,16 +1337,18 @@ func (s *sending) send(t *target, ctx context.Context, again bool) error {
 		s.fail(t, TooLarge)
 		return nil
 	}
-	var p *part
 	if s.flight != nil {
-		p = &part{s: s, node: n, users: t.users, again: again}
+		if p == nil {
+			p = new(part)
+		}
+		p.s, p.node, p.users = s, n, t.users
 		switch {
 		case !s.flight.add(p):
 			return nil
 		case !n.expect(p, &p.id):
 			p.lost()
 			return nil
-		case p.isOver(): // since it was added
+		case p.again && p.isOver(): // since it was added
 			n.forget(p.id)
 			return nil
 		}
@@ -1330,13 +1367,13 @@ func (s *sending) send(t *target, ctx context.Context, again bool) error {
 	case err == nil:
 		s.c.sent.Add(1)
 	case err == link.ErrFull && ctx == nil:
-		if p != nil {
+		if s.flight != nil {
 			n.forget(p.id)
 			if !p.withdraw() { // the link broke meanwhile
 				return nil
 			}
 		}
-	case p != nil:
+	case s.flight != nil:
 		p.fail(statusOf(err))
 	default:
 		s.fail(t, statusOf(err))
@@ -1403,11 +1440,12 @@ type part struct {
 	again bool // the second try
 
 	// Guarded by flight.mu.
-	devices []int32 // places of its devices in flight.deliveries, as they were announced
-	nobody  int     // of users, those before this one are known to have a device there or not
-	told    bool    // all were announced: it is counted in flight.open no more
-	settled int     // how many of them have a status
-	over    bool    // nothing that comes counts any more
+	devices []int32  // places of its devices in flight.deliveries, as they were announced
+	nobody  int      // of users, those before this one are known to have a device there or not
+	told    bool     // all were announced: it is counted in flight.open no more
+	settled int      // how many of them have a status
+	over    bool     // nothing that comes counts any more
+	one     [1]int32 // room for devices
 }
 
 // add counts a part in, unless the flight is over.
@@ -1416,6 +1454,9 @@ func (f *flight) add(p *part) bool {
 	defer f.mu.Unlock()
 	if f.over || f.open == 0 {
 		return false
+	}
+	if f.parts == nil {
+		f.parts = f.onePart[:0]
 	}
 	f.parts = append(f.parts, p)
 	f.open++
@@ -1479,6 +1520,13 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 				err = nodemsg.ErrMalformed
 				break
 			}
+			if p.devices == nil {
+				p.devices = p.one[:0]
+				if n := len(p.users); n > 1 {
+					p.devices = make([]int32, 0, n)
+					f.deliveries = slices.Grow(f.deliveries, n)
+				}
+			}
 			p.devices = append(p.devices, int32(len(f.deliveries)))
 			f.deliveries = append(f.deliveries, Delivery{UserID: row.User, DeviceID: row.Device, Node: p.node.member.Load().ID, Protocol: row.Protocol, Conn: ConnID(row.Conn)})
 			f.open++
@@ -1530,16 +1578,20 @@ func (p *part) answer(res *nodemsg.Result) (over bool, err error) {
 		}
 	}
 	over = p.told && p.settled == len(p.devices)
-	f.mu.Unlock()
+	p.over = over && err == nil
 	for status, n := range became {
 		f.e.stats.delivered(Status(status), n)
 	}
-	if !p.again {
+	if len(moved) > 0 && !p.again {
+		f.mu.Unlock()
 		for _, user := range moved {
 			p.s.c.moving.look(p.s, user)
 		}
+		f.mu.Lock()
 	}
-	f.close(closed)
+	last, nobody := f.closeLocked(closed)
+	f.mu.Unlock()
+	f.closed(last, nobody)
 	if err != nil {
 		p.lost()
 	}
@@ -1774,7 +1826,7 @@ func (m *moving) send(s *sending, user string, key placeKey) (found bool) {
 	for _, c := range m.c.e.places.collect(nil, key) {
 		if s.a.matches(c) {
 			found = true
-			s.flight.sendLate(c, user, s.push.share(m.c.e))
+			s.flight.sendLate(c, user, s.encoded())
 		}
 	}
 	for _, o := range m.c.directory.Locate(nil, placeOf(key)) {
@@ -1784,7 +1836,7 @@ func (m *moving) send(s *sending, user string, key placeKey) (found bool) {
 		}
 		found = true
 		t := target{n, []string{user}}
-		switch s.send(&t, nil, true) {
+		switch s.send(&t, &part{again: true}, nil) {
 		case nil:
 			m.c.found.Add(1)
 		case link.ErrFull:
@@ -1817,13 +1869,11 @@ func (f *flight) asked(user string) (nodes []*node) {
 
 // served is a push of another node that waits for devices of this one.
 type served struct {
-	a       *answers
-	id      uint64
-	f       *flight
-	timer   *time.Timer  // ends the wait; nil: nothing does but the flight. Static after serve
-	flights *tally.Tally // the flight is counted there
+	a  *answers
+	id uint64
+	f  flight
 
-	changed []int32 // guarded by a.mu: deliveries to look at
+	changed []int32 // guarded by a.mu: deliveries to look at, unless they are few
 	scan    bool    // guarded by a.mu: look at all
 	waits   bool    // guarded by a.mu: it stands in a.waiting
 	over    bool    // guarded by a.mu: everything was told
@@ -1833,6 +1883,8 @@ type served struct {
 	done      bool   // it was told that all are
 	told      []bool // which of them are settled
 	left      int    // how many are not
+
+	one [1]bool // room for told
 }
 
 // answers is what goes back over a link that a peer dialled.
@@ -1842,9 +1894,14 @@ type answers struct {
 	ctx context.Context // ends with the link
 	end context.CancelFunc
 
+	frame []byte // the link's worker's: what it is to push next
+
+	waits deadline.Queue // of flights, as long as the node says
+
 	mu      sync.Mutex
 	frames  []byte             // guarded by mu: whole ones, ready to go
-	waiting []*served          // guarded by mu: those with something to tell
+	waiting []*served          // guarded by mu: those with something to tell, from head on
+	head    int                // guarded by mu
 	flights map[uint64]*served // guarded by mu
 	over    bool               // guarded by mu: the link is
 	room    chan struct{}      // guarded by mu: closed when frames are taken; nil while nobody waits
@@ -1863,10 +1920,8 @@ func (s *served) settled(i int) { s.a.note(s, int32(i)) }
 
 // ended says that everything is settled.
 func (s *served) ended() {
-	s.flights.Done()
-	if s.timer != nil {
-		s.timer.Stop()
-	}
+	s.f.flights.Done()
+	s.a.waits.Remove(&s.f.deadline)
 	s.a.note(s, -1)
 }
 
@@ -1877,7 +1932,7 @@ func (a *answers) note(s *served, i int32) {
 		a.mu.Unlock()
 		return
 	}
-	if i < 0 {
+	if i < 0 || len(s.told) <= fewMembers {
 		s.scan = true
 	} else {
 		s.changed = append(s.changed, i)
@@ -1912,9 +1967,12 @@ func (a *answers) push(frame []byte) {
 		a.mu.Unlock()
 		return
 	}
+	first := len(a.frames) == 0 // else that one does it
 	a.frames = append(a.frames, frame...)
 	a.mu.Unlock()
-	a.in.Ready(a)
+	if first {
+		a.in.Ready(a)
+	}
 }
 
 // Append implements link.Source.
@@ -1929,8 +1987,8 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 		close(a.room)
 		a.room = nil
 	}
-	for len(a.waiting) > 0 && len(dst)-from < room {
-		s := a.waiting[0]
+	for a.head < len(a.waiting) && len(dst)-from < room {
+		s := a.waiting[a.head]
 		changed, scan := s.changed, s.scan
 		s.changed, s.scan = nil, false
 		a.mu.Unlock()
@@ -1958,8 +2016,11 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 		default:
 			s.waits = false
 		}
-		a.waiting[0] = nil
-		a.waiting = a.waiting[1:]
+		a.waiting[a.head] = nil
+		a.head++
+	}
+	if a.head >= len(a.waiting)/2 {
+		a.waiting, a.head = slices.Delete(a.waiting, 0, a.head), 0
 	}
 	more = len(a.waiting) > 0 || len(a.frames) > 0
 	a.mu.Unlock()
@@ -1971,7 +2032,7 @@ func (a *answers) Append(dst []byte, room int) (out []byte, more bool) {
 // maxRows at most, and ends behind the row with which it has maxResult bytes.
 // rest: there is more. over: there is nothing left to tell.
 func (s *served) append(dst []byte, changed []int32, scan bool) (out []byte, rest, over bool) {
-	f := s.f
+	f := &s.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	from, rows := len(dst), 0
@@ -2051,7 +2112,7 @@ func (c *cluster) servePush(a *answers, body []byte) error {
 	p := encoded{e: c.e, space: audience.space(), event: in.Event, value: in.Value}
 	if err := cmp.Or(audience.one(), checkEvent(p.event)); err != nil {
 		if !in.Quiet {
-			a.result(&nodemsg.Result{ID: in.ID, Done: true}, nil)
+			a.result(&nodemsg.Result{ID: in.ID, Done: true})
 		}
 		return err
 	}
@@ -2063,7 +2124,7 @@ func (c *cluster) servePush(a *answers, body []byte) error {
 		return c.serveQuietly(a, &audience, &p)
 	}
 	var few [fewMembers]*Conn
-	conns, owners, offline := c.e.appendConns(few[:0], &audience)
+	conns, owners, offline := c.e.appendConns(few[:0], nil, &audience)
 	if audience.User != "" {
 		owners = []string{audience.User}
 	}
@@ -2073,13 +2134,17 @@ func (c *cluster) servePush(a *answers, body []byte) error {
 	nobody := nobody(&audience, offline)
 	switch {
 	case len(conns) == 0:
-		a.result(&nodemsg.Result{ID: in.ID, Done: true, Nobody: nobody}, nil)
+		a.result(&nodemsg.Result{ID: in.ID, Done: true, Nobody: nobody})
 	case p.ack == 0 && in.Rate == 0 && len(conns) <= fewMembers && !c.e.anyPending(conns):
-		deliveries := describe(conns, owners)
+		a.begin(&nodemsg.Result{ID: in.ID, Done: true, Total: uint32(len(conns)), Nobody: nobody})
 		for i, conn := range conns {
-			deliveries[i].Status = conn.push(&p, false)
+			var d Delivery
+			describe(&d, conn, owners, i)
+			d.Status = conn.push(&p, false)
+			row := announce(&d, i)
+			a.frame = nodemsg.AppendRow(a.frame, &row)
 		}
-		a.result(&nodemsg.Result{ID: in.ID, Done: true, Total: uint32(len(conns)), Nobody: nobody}, deliveries)
+		a.pushFrame()
 	default:
 		c.serveFlight(a, &in, conns, owners, nobody, &p)
 	}
@@ -2099,7 +2164,7 @@ func (c *cluster) serveQuietly(a *answers, audience *Audience, p *encoded) error
 		_, _ = c.e.pushPlace(a.ctx, key, conns, n, &m, p, nil)
 		return nil
 	}
-	conns, _, _ := c.e.appendConns(few[:0], audience)
+	conns, _, _ := c.e.appendConns(few[:0], nil, audience)
 	_, _ = c.e.pushRoom(a.ctx, conns, &m, p, nil)
 	return nil
 }
@@ -2123,32 +2188,41 @@ func nobody(a *Audience, offline []string) (at []uint32) {
 	return at
 }
 
-// result answers a push of which everything is known.
-func (a *answers) result(head *nodemsg.Result, deliveries []Delivery) {
-	scratch := frames.Get().(*[]byte)
-	defer releaseFrame(scratch)
-	b, mark := link.Begin((*scratch)[:0], nodemsg.KindResult)
-	b = nodemsg.AppendResultHead(b, head)
-	for i := range deliveries {
-		row := announce(&deliveries[i], i)
-		b = nodemsg.AppendRow(b, &row)
+// begin begins a Result in a.frame, to which rows may be appended.
+func (a *answers) begin(head *nodemsg.Result) {
+	a.frame, _ = link.Begin(a.frame[:0], nodemsg.KindResult)
+	a.frame = nodemsg.AppendResultHead(a.frame, head)
+}
+
+// pushFrame ends and pushes what begins in a.frame.
+func (a *answers) pushFrame() {
+	a.push(link.End(a.frame, 0))
+	if cap(a.frame) > 64<<10 {
+		a.frame = nil
 	}
-	*scratch = link.End(b, mark)
-	a.push(*scratch)
+}
+
+// result answers a push without rows.
+func (a *answers) result(head *nodemsg.Result) {
+	a.begin(head)
+	a.pushFrame()
 }
 
 // serveFlight begins a push that does not settle at once.
 func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owners []string, nobody []uint32, p *encoded) {
 	if len(nobody) > 0 { // which are told of before the devices
-		a.result(&nodemsg.Result{ID: in.ID, Nobody: nobody}, nil)
+		a.result(&nodemsg.Result{ID: in.ID, Nobody: nobody})
 	}
-	s := &served{a: a, id: in.ID, f: newFlight(c.e, conns, owners, p.ack, nil), told: make([]bool, len(conns)), left: len(conns), flights: c.e.counted()}
-	f := s.f
-	f.sink = s
-	push := p.share(c.e)
+	s := &served{a: a, id: in.ID, left: len(conns)}
+	if s.told = s.one[:]; len(conns) > 1 {
+		s.told = make([]bool, len(conns))
+	}
+	f := &s.f
+	f.init(c.e, conns, owners, p.ack)
+	f.sink, f.flights = s, c.e.counted()
 	wait := time.Duration(in.Wait) * time.Millisecond
 	if wait > 0 && in.Rate == 0 {
-		s.timer = time.AfterFunc(wait, f.giveUp)
+		a.waits.Add(&f.deadline, f.begin.Add(wait), f)
 	}
 	a.mu.Lock()
 	full := len(a.flights) >= maxServed || a.over || a.flights[s.id] != nil // an id of which there is one already is a fault of the peer's
@@ -2162,6 +2236,8 @@ func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owner
 			f.settle(i, Overloaded, nil)
 		}
 	case in.Rate > 0:
+		f.done = make(chan struct{})
+		push, rate := p.share(c.e), in.Rate
 		go func() {
 			ctx, cancel := context.WithCancel(a.ctx)
 			defer cancel()
@@ -2169,14 +2245,17 @@ func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owner
 				ctx, cancel = context.WithTimeout(ctx, wait)
 				defer cancel()
 			}
-			f.pace(ctx, push, nil, in.Rate)
+			f.pace(ctx, push, nil, rate)
+			if d := c.e.cfg.Limits.AckTimeout; d > 0 {
+				a.waits.Add(&f.deadline, f.begin.Add(d), f)
+			}
 			f.depart()
 			f.wait(ctx)
 		}()
 		a.note(s, -1)
 		return
 	default:
-		f.launch(a.ctx, push, nil)
+		f.launch(a.ctx, p, nil)
 	}
 	f.depart()
 	a.note(s, -1)
@@ -2198,7 +2277,7 @@ func (a *answers) close() {
 	a.mu.Lock()
 	a.over = true
 	flights := a.flights
-	a.flights, a.waiting, a.frames = nil, nil, nil
+	a.flights, a.waiting, a.head, a.frames = nil, nil, 0, nil
 	a.mu.Unlock()
 	for _, s := range flights {
 		s.f.land()
@@ -2412,7 +2491,7 @@ func (c *cluster) serveCall(a *answers, body []byte) error {
 	var n int
 	switch in.Op {
 	case nodemsg.Devices:
-		conns, _, _ := c.e.appendConns(nil, &audience)
+		conns, _, _ := c.e.appendConns(nil, nil, &audience)
 		for _, conn := range conns {
 			d := conn.device()
 			ret.Devices = append(ret.Devices, nodemsg.Device{User: d.UserID, Device: d.DeviceID, Protocol: d.Protocol, Namespace: d.Namespace, OS: d.OS, Version: d.Version, Conn: uint64(d.Conn), Tags: d.Tags})
@@ -2440,9 +2519,7 @@ func (c *cluster) serveCall(a *answers, body []byte) error {
 }
 
 func (a *answers) returns(ret *nodemsg.Return) {
-	scratch := frames.Get().(*[]byte)
-	defer releaseFrame(scratch)
-	b, mark := link.Begin((*scratch)[:0], nodemsg.KindReturn)
-	*scratch = link.End(nodemsg.AppendReturn(b, ret), mark)
-	a.push(*scratch)
+	a.frame, _ = link.Begin(a.frame[:0], nodemsg.KindReturn)
+	a.frame = nodemsg.AppendReturn(a.frame, ret)
+	a.pushFrame()
 }

@@ -198,11 +198,6 @@ func (p *encoded) share(e *Engine) *encoded {
 	return q
 }
 
-// keep returns a copy that any goroutine may share, without frames.
-func (p *encoded) keep() *encoded {
-	return &encoded{e: p.e, space: p.space, event: p.event, value: p.value.Clone(), ack: p.ack, auto: p.auto}
-}
-
 // join makes one push of several, with the frames that the first of them has.
 // It has none in a dialect that cannot have all.
 func join(items []*item) *encoded {

@@ -49,6 +49,7 @@ import (
 	"time"
 
 	"github.com/embedpush/push/internal/accept"
+	"github.com/embedpush/push/internal/deadline"
 	"github.com/embedpush/push/internal/eio"
 	"github.com/embedpush/push/internal/mpush"
 	"github.com/embedpush/push/internal/netio"
@@ -589,6 +590,7 @@ type Engine struct {
 	held     atomic.Int64 // bytes of pushes that wait for OnConnect, or for a device to answer others
 	replies  atomic.Int64 // bytes of answers that flights keep
 	pushRate pushRate
+	waits    deadline.Queue // of flights: AckTimeout
 	addrs    addrCounts
 
 	// mpush.
@@ -1188,13 +1190,13 @@ func (e *Engine) find(a *Audience) ([]*Conn, error) {
 	if err := a.one(); err != nil {
 		return nil, err
 	}
-	conns, _, _ := e.appendConns(nil, a)
+	conns, _, _ := e.appendConns(nil, nil, a)
 	return conns, nil
 }
 
 // appendConns appends the connections of a checked audience to dst. For Users
-// it tells whose each one is, and for users who has none.
-func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, offline []string) {
+// it tells whose each one is, and users who have none are appended to nobody.
+func (e *Engine) appendConns(dst []*Conn, nobody []string, a *Audience) (conns []*Conn, owners, offline []string) {
 	collect := func(key placeKey) (n int) {
 		before := len(dst)
 		dst = e.places.collect(dst, key)
@@ -1212,7 +1214,7 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, o
 		}
 	} else if a.User != "" {
 		if collect(keyOf(a.space(), kindUser, a.User)) == 0 {
-			offline = []string{a.User}
+			nobody = append(nobody, a.User)
 		}
 	} else {
 		seen := make(map[string]bool, len(a.Users))
@@ -1224,7 +1226,7 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, o
 			seen[user] = true
 			before := len(dst)
 			if collect(keyOf(a.space(), kindUser, user)) == 0 {
-				offline = append(offline, user)
+				nobody = append(nobody, user)
 			}
 			fresh := slices.DeleteFunc(dst[before:], func(c *Conn) bool { return found[c] })
 			dst = dst[:before+len(fresh)]
@@ -1234,7 +1236,7 @@ func (e *Engine) appendConns(dst []*Conn, a *Audience) (conns []*Conn, owners, o
 			}
 		}
 	}
-	return dst, owners, offline
+	return dst, owners, nobody
 }
 
 func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, error) {
@@ -1260,9 +1262,9 @@ func (e *Engine) push(ctx context.Context, a *Audience, m *Message) (Receipt, er
 		conns, n := e.places.collectFew(few[:0], key)
 		return e.pushPlace(ctx, key, conns, n, m, &p, away)
 	}
-	conns, owners, offline := e.appendConns(few[:0], a)
+	conns, owners, offline := e.appendConns(few[:0], away.nobody(), a)
 	if away != nil && away.waits { // behind the others, also to connections here
-		conns, offline = nil, []string{a.User}
+		conns, offline = nil, append(away.nobody(), a.User)
 	}
 	if _, ok := a.place(); ok && m.Ack == NoAck && (m.Rate == 0 || len(conns) == 0 && away == nil) {
 		return e.pushRoom(ctx, conns, m, &p, away)
@@ -1345,7 +1347,7 @@ func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n i
 	}
 	r := Receipt{Targets: n}
 	push := p.share(e)
-	away.begin(ctx, nil, nil, NoAck, 0)
+	away.beginQuietly(ctx)
 	for i, s := range e.shards {
 		if err := s.post(ctx, &item{push: push, place: key, from: connecting(ctx)}); err != nil {
 			r.Sent = n * i / len(e.shards) // about: connections are spread evenly over the shards
@@ -1361,7 +1363,7 @@ func (e *Engine) pushPlace(ctx context.Context, key placeKey, conns []*Conn, n i
 func (e *Engine) pushRoom(ctx context.Context, conns []*Conn, m *Message, p *encoded, away *sending) (Receipt, error) {
 	r := Receipt{Targets: len(conns)}
 	from := connecting(ctx)
-	away.begin(ctx, nil, nil, NoAck, 0)
+	away.beginQuietly(ctx)
 	if len(conns) > fewMembers {
 		push := p.share(e)
 		for i, mine := range e.byShard(conns) {
@@ -1419,7 +1421,7 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 	if away == nil && m.Ack == NoAck && m.Rate == 0 && !m.Async && len(conns) <= fewMembers && !e.anyPending(conns) {
 		// The usual case: the caller writes.
 		begin := time.Now()
-		r := Receipt{Offline: offline, Deliveries: describe(conns, owners)}
+		r := Receipt{Offline: offline, Deliveries: describeAll(conns, owners)}
 		for i, c := range conns {
 			r.Deliveries[i].Status = c.push(p, c == from)
 			r.Deliveries[i].Latency = time.Since(begin)
@@ -1427,17 +1429,19 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		e.stats.delivered(Offline, len(offline))
 		return e.settled(r, m)
 	}
-	f := newFlight(e, conns, owners, p.ack, m.Progress)
+	for _, c := range conns {
+		p.frame(c.dialect) // which may call a hook: not when something has begun
+	}
+	f := away.room()
+	f.init(e, conns, owners, p.ack)
+	f.done = make(chan struct{})
+	if m.Progress != nil {
+		f.progress, f.moved = m.Progress, make(chan struct{}, 1)
+	}
 	f.offline, f.sought = away.divide(offline)
 	offline = f.offline
 	e.stats.delivered(Offline, len(offline))
-	var push *encoded
-	if len(conns) > 0 {
-		push = p.share(e)
-	} else {
-		push = p.keep() // somebody may come
-	}
-	flights := e.counted()
+	f.flights = e.counted()
 	pace := float64(m.Rate)
 	f.paced = m.Rate > 0
 	if away != nil {
@@ -1445,42 +1449,42 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		if m.Rate > 0 {
 			f.pause = time.Duration(float64(time.Second) / pace)
 		}
-		until := ctx
-		if m.Async {
-			until = context.WithoutCancel(ctx)
+		var until time.Time
+		if !m.Async {
+			until, _ = ctx.Deadline()
 		}
-		away.begin(until, f, push, m.Ack, pace)
+		away.begin(f, m.Ack, pace, until)
 	}
-	if m.Async {
-		if pace == 0 {
-			f.launch(ctx, push, from)
-		}
-		away.finish(ctx)
-		f.depart()
-		go func() {
-			defer flights.Done()
-			defer f.land()
-			ctx := context.WithoutCancel(ctx)
-			if pace > 0 {
-				f.pace(ctx, push, from, pace)
-			}
-			f.wait(ctx)
-		}()
-		return Receipt{Targets: len(conns), Offline: offline}, nil
-	}
-	defer flights.Done()
-	defer f.land()
+	r := Receipt{Targets: len(conns), Offline: offline}
 	if pace > 0 {
+		push := p.share(e)
 		away.finish(ctx)
 		f.depart()
+		if m.Async {
+			go func() {
+				defer f.land()
+				f.pace(context.Background(), push, from, pace)
+				f.wait(context.Background())
+			}()
+			return r, nil
+		}
+		defer f.land()
 		f.pace(ctx, push, from, pace)
 	} else {
-		f.launch(ctx, push, from)
+		f.async = m.Async
+		f.launch(ctx, p, from)
 		away.finish(ctx)
+		if d := e.cfg.Limits.AckTimeout; d > 0 {
+			e.waits.Add(&f.deadline, f.begin.Add(d), f)
+		}
 		f.depart()
+		if m.Async {
+			return r, nil
+		}
+		defer f.land()
 	}
 	f.wait(ctx)
-	r := f.receipt()
+	r = f.receipt()
 	return r, r.err(ctx.Err())
 }
 
@@ -1512,11 +1516,16 @@ type flight struct {
 	ack      uint32  // 0: none wanted
 	begin    time.Time
 	progress func(Receipt)
-	done     chan struct{} // closed when open falls to 0
+	done     chan struct{} // closed when open falls to 0; nil: nobody waits for that
 	moved    chan struct{} // poked by settle for progress; never closed
 	paced    bool          // the wait for answers begins when it was sent to the last device here
 	pause    time.Duration // of a push that other nodes pace: the longest between two devices there; 0: none does
+	async    bool          // nobody waits but, from the first news on, a goroutine that tells progress
 	sink     *served       // it is another node's, which is told; nil: it is this node's
+	flights  *tally.Tally  // it is counted there
+
+	deadline  deadline.Wait // in Engine.waits, or of a sink in answers.waits
+	following atomic.Bool   // that goroutine runs, or ran
 
 	mu         sync.Mutex
 	deliveries []Delivery // guarded by mu; more come while it is open
@@ -1542,39 +1551,46 @@ type late struct {
 	index int // of its delivery
 }
 
-// newFlight makes a flight that is open until depart.
-func newFlight(e *Engine, conns []*Conn, owners []string, ack uint32, progress func(Receipt)) *flight {
-	f := &flight{
-		e: e, conns: slices.Clone(conns), ack: ack, begin: time.Now(), progress: progress, done: make(chan struct{}),
-		deliveries: describe(conns, owners), written: make([]bool, len(conns)), open: len(conns) + 1,
+// init makes f a flight that is open until depart.
+func (f *flight) init(e *Engine, conns []*Conn, owners []string, ack uint32) {
+	f.e, f.ack, f.begin, f.open = e, ack, time.Now(), len(conns)+1
+	if len(conns) > 0 {
+		f.conns, f.deliveries = append(f.oneConn[:0], conns...), describeAll(conns, owners)
+		if f.written = f.oneWritten[:]; len(conns) > 1 {
+			f.written = make([]bool, len(conns))
+		}
 	}
-	if progress != nil {
-		f.moved = make(chan struct{}, 1)
-	}
-	return f
 }
 
-// describe makes a delivery for each connection. owners are one for all, or
+// describeAll makes a delivery for each connection. owners are one for all, or
 // one for each, or none.
-func describe(conns []*Conn, owners []string) []Delivery {
+func describeAll(conns []*Conn, owners []string) []Delivery {
 	deliveries := make([]Delivery, len(conns))
 	for i, c := range conns {
-		d := &deliveries[i]
-		c.describe(d)
-		switch {
-		case len(owners) == len(conns):
-			d.UserID = owners[i]
-		case len(owners) == 1:
-			d.UserID = owners[0]
-		}
+		describe(&deliveries[i], c, owners, i)
 	}
 	return deliveries
 }
 
+// describe makes a delivery for the connection with an index among several.
+func describe(d *Delivery, c *Conn, owners []string, i int) {
+	c.describe(d)
+	switch {
+	case len(owners) == 1:
+		d.UserID = owners[0]
+	case len(owners) > 0:
+		d.UserID = owners[i]
+	}
+}
+
 // launch writes the push, or posts it to be written.
 func (f *flight) launch(ctx context.Context, p *encoded, from *Conn) {
+	var shared *encoded
 	post := func(s *shard, conns []*Conn, indexes []int) {
-		if s.post(ctx, &item{push: p, conns: conns, indexes: indexes, flight: f, from: from}) != nil {
+		if shared == nil {
+			shared = p.share(f.e)
+		}
+		if s.post(ctx, &item{push: shared, conns: conns, indexes: indexes, flight: f, from: from}) != nil {
 			for _, i := range indexes {
 				f.settle(i, Overloaded, nil)
 			}
@@ -1731,12 +1747,18 @@ func (f *flight) closeLocked(n int) (last bool, nobody int) {
 	if last = f.open == 0 && n > 0; !last || len(f.sought) == 0 {
 		return last, 0
 	}
-	found := make(map[string]bool, len(f.deliveries))
-	for i := range f.deliveries {
-		found[f.deliveries[i].UserID] = true
+	has := func(user string) bool {
+		return slices.ContainsFunc(f.deliveries, func(d Delivery) bool { return d.UserID == user })
+	}
+	if len(f.sought) > 1 {
+		found := make(map[string]bool, len(f.deliveries))
+		for i := range f.deliveries {
+			found[f.deliveries[i].UserID] = true
+		}
+		has = func(user string) bool { return found[user] }
 	}
 	for _, user := range f.sought {
-		if !found[user] {
+		if !has(user) {
 			f.offline = append(f.offline, user)
 			nobody++
 		}
@@ -1747,14 +1769,24 @@ func (f *flight) closeLocked(n int) (last bool, nobody int) {
 // closed does without the lock what closeLocked brought about.
 func (f *flight) closed(last bool, nobody int) {
 	f.e.stats.delivered(Offline, nobody)
-	switch {
-	case last:
+	if last && f.done != nil {
 		close(f.done)
-		if f.sink != nil {
-			f.sink.ended()
-		}
+	}
+	switch {
+	case last && f.sink != nil:
+		f.sink.ended()
 	case f.progress != nil:
-		f.poke()
+		if !last {
+			f.poke()
+		}
+		if f.async && !f.following.Swap(true) {
+			go func() {
+				defer f.land()
+				f.wait(context.Background())
+			}()
+		}
+	case last && f.async:
+		f.land()
 	}
 }
 
@@ -1770,13 +1802,21 @@ func (f *flight) poke() {
 func (f *flight) wait(ctx context.Context) {
 	var timer *time.Timer
 	var timeout <-chan time.Time
-	if d := f.e.cfg.Limits.AckTimeout; d > 0 {
-		if !f.paced {
-			d = max(1, d-time.Since(f.begin))
-		}
+	if d := f.e.cfg.Limits.AckTimeout; d > 0 && f.paced {
 		timer = time.NewTimer(d)
 		defer timer.Stop()
 		timeout = timer.C
+	}
+	if f.progress == nil && !f.paced {
+		if ended := ctx.Done(); ended != nil {
+			select {
+			case <-f.done:
+			case <-ended:
+				f.giveUp()
+			}
+		}
+		<-f.done
+		return
 	}
 	var told time.Time
 	moved := f.moved
@@ -1839,6 +1879,9 @@ func (f *flight) patience() time.Duration {
 	}
 	return time.Until(f.begin.Add(time.Duration(most)*f.pause + f.e.cfg.Limits.AckTimeout + time.Second))
 }
+
+// Expire is the end of AckTimeout.
+func (f *flight) Expire() { f.giveUp() }
 
 // giveUp settles what has no status: Timeout what was written, Overloaded what
 // was not, NodeLost what a node has said nothing of.
@@ -1912,9 +1955,18 @@ func (e *Engine) keepReplyLocked(f *flight, n int) bool {
 func (f *flight) land() {
 	f.mu.Lock()
 	f.landed = true
-	f.e.replies.Add(-int64(f.replies))
+	if f.replies > 0 {
+		f.e.replies.Add(-int64(f.replies))
+	}
+	settled := f.open == 0
 	f.mu.Unlock()
-	f.giveUp()
+	if !settled {
+		f.giveUp()
+	}
+	if f.sink == nil {
+		f.e.waits.Remove(&f.deadline)
+		f.flights.Done()
+	}
 }
 
 func (f *flight) receipt() Receipt {

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,14 +33,17 @@ import (
 //
 //	page        to pages on loopback sockets
 //	page-ack    … which answer (AutoAck)
-//	memory      to pages in memory: what the cluster costs
+//	memory      to pages in memory, with a goroutine for each write
 //	memory-ack  … which answer
+//	queue       to pages in memory that take nothing meanwhile: no write at all
+//	async       … with Async; the callers wait for the Progress that tells all
+//	users       … with PushToUsers, four calls at a time to all those users each
 //	here        to pages on loopback sockets of the node that pushes
 //	reliable    memberlist's SendReliable to the other process, encrypted, which tells nothing
 //
-// Allocations are those of the node that pushes and of the far one. To see where
-// the time goes: PUSH_BENCH_KIND=memory leaves the others out, and
-// PUSH_BENCH_PROFILE=far.prof profiles the far node beside -cpuprofile.
+// A message is one delivery. Allocations are those of the node that pushes and of
+// the far one. To see where the time goes: PUSH_BENCH_KIND=queue leaves the others
+// out, and PUSH_BENCH_PROFILE=far.prof profiles the far node beside -cpuprofile.
 func BenchmarkClusterPush(b *testing.B) {
 	for _, window := range []int{1, 64, 1024} {
 		b.Run(fmt.Sprint("window", window), func(b *testing.B) { benchmarkClusterPush(b, window) })
@@ -49,7 +53,7 @@ func BenchmarkClusterPush(b *testing.B) {
 func benchmarkClusterPush(b *testing.B, window int) {
 	const turns = 5
 	p := newPair(b, window)
-	pushes := min(10_000, 1000*window)
+	pushes := min(50_000, 500*window) // a page's queue has room for 500
 	m := push.Message{Event: benchEvent, Data: strings.Repeat("x", 256)}
 	acked := m
 	acked.Ack = push.AutoAck
@@ -62,48 +66,58 @@ func benchmarkClusterPush(b *testing.B, window int) {
 	payload := make([]byte, 256)
 
 	kinds := []clusterKind{
-		{name: "page", n: pushes, do: p.pusher("u", 0, m)},
-		{name: "page-ack", n: pushes, do: p.pusher("u", 0, acked)},
-		{name: "memory", n: pushes, do: p.pusher("m", 0, m)},
-		{name: "memory-ack", n: pushes, do: p.pusher("m", 0, acked)},
-		{name: "here", n: pushes, do: p.pusher("u", window, m)},
+		{name: "page", do: p.pusher("u", 0, m)},
+		{name: "page-ack", do: p.pusher("u", 0, acked)},
+		{name: "memory", do: p.pusher("m", 0, m)},
+		{name: "memory-ack", do: p.pusher("m", 0, acked)},
+		{name: "queue", do: p.pusher("m", 0, m), hold: true},
+		{name: "async", do: p.asyncPusher("m", m), hold: true},
+		{name: "users", do: p.usersPusher("m", window, m), hold: true, callers: 4, n: pushes / window, rows: window},
+		{name: "here", do: p.pusher("u", window, m)},
 		{name: "reliable", n: 1000, do: func(int) error { return list.SendReliable(to, payload) }},
 	}
 	if only := os.Getenv("PUSH_BENCH_KIND"); only != "" {
-		kinds = slices.DeleteFunc(kinds, func(k clusterKind) bool { return k.name != only })
+		kinds = slices.DeleteFunc(kinds, func(k clusterKind) bool { return !slices.Contains(strings.Split(only, ","), k.name) })
 	}
 	for i := range kinds { // the links and pools grow
-		p.turn(window, 2*window, kinds[i].name, kinds[i].do)
+		k := &kinds[i]
+		k.callers, k.n, k.rows = cmp.Or(k.callers, window), cmp.Or(k.n, pushes), cmp.Or(k.rows, 1)
+		p.turn(k, 2*k.callers)
 	}
 	for b.Loop() {
 		for range turns {
 			for i := range kinds {
 				k := &kinds[i]
-				k.turns = append(k.turns, p.turn(window, k.n, k.name, k.do))
+				k.turns = append(k.turns, p.turn(k, k.n))
 			}
 		}
 	}
 	b.ReportMetric(0, "ns/op")
 	for _, k := range kinds {
-		rate := median(k.turns, func(t *clusterTurn) float64 { return float64(k.n) / t.wall.Seconds() })
-		cpu := median(k.turns, func(t *clusterTurn) float64 { return float64(t.cpu.Nanoseconds()) / 1000 / float64(k.n) })
+		n := k.n * k.rows
+		rate := median(k.turns, func(t *clusterTurn) float64 { return t.rate(n) })
+		cpu := median(k.turns, func(t *clusterTurn) float64 { return float64((t.cpu + t.farCPU).Nanoseconds()) / 1000 / float64(n) })
 		b.ReportMetric(rate, k.name+"-msg/s")
 		b.ReportMetric(cpu, k.name+"-cpu-µs/msg")
-		b.Logf("%-10s %7.0f msg/s (%.0f to %.0f)  cpu %6.2f µs  p50 %6.0f µs  p99 %6.0f µs  allocs %.1f + far %.1f", k.name, rate,
-			slices.MinFunc(k.turns, bySpeed).rate(k.n), slices.MaxFunc(k.turns, bySpeed).rate(k.n), cpu,
+		b.Logf("%-10s %7.0f msg/s (%.0f to %.0f)  cpu %6.2f µs, far %.2f  p50 %6.0f µs  p99 %6.0f µs  allocs %.1f + far %.1f", k.name, rate,
+			slices.MinFunc(k.turns, bySpeed).rate(n), slices.MaxFunc(k.turns, bySpeed).rate(n), cpu,
+			median(k.turns, func(t *clusterTurn) float64 { return float64(t.farCPU.Nanoseconds()) / 1000 / float64(n) }),
 			median(k.turns, func(t *clusterTurn) float64 { return float64(t.p50.Nanoseconds()) / 1000 }),
 			median(k.turns, func(t *clusterTurn) float64 { return float64(t.p99.Nanoseconds()) / 1000 }),
-			median(k.turns, func(t *clusterTurn) float64 { return float64(t.mallocs) / float64(k.n) }),
-			median(k.turns, func(t *clusterTurn) float64 { return float64(t.farMallocs) / float64(k.n) }))
+			median(k.turns, func(t *clusterTurn) float64 { return float64(t.mallocs) / float64(n) }),
+			median(k.turns, func(t *clusterTurn) float64 { return float64(t.farMallocs) / float64(n) }))
 	}
 }
 
 // clusterKind is one of those who are measured in turn.
 type clusterKind struct {
-	name  string
-	n     int // how often in a turn
-	do    func(caller int) error
-	turns []clusterTurn
+	name    string
+	do      func(caller int) error
+	callers int  // at once
+	n       int  // how often in a turn
+	rows    int  // deliveries of each
+	hold    bool // the far pages in memory take nothing meanwhile
+	turns   []clusterTurn
 }
 
 // pair is a node in this process, a, and one in a second process, b. Pages of b
@@ -135,7 +149,7 @@ func newPair(b *testing.B, pages int) *pair {
 	var conns [1]int64
 	p.far.ask(conns[:], "pages %d", pages)
 	p.load.dial(int(ports[1]), 0, pages, 10)
-	p.here.dial(listenOn(b, e).port(), pages, pages, 10)
+	p.here.dial(port(listenOn(b, e)), pages, pages, 10)
 	wantLinks(b, e, 1)
 	benchUntil(b, "the other node's users are known", func() bool {
 		for i := range pages {
@@ -165,9 +179,50 @@ func (p *pair) pusher(prefix string, first int, m push.Message) func(caller int)
 	}
 }
 
+// asyncPusher is pusher with Async.
+func (p *pair) asyncPusher(prefix string, m push.Message) func(caller int) error {
+	var users [1024]string
+	var over [1024]chan push.Receipt
+	var messages [1024]push.Message
+	for i := range users {
+		done := make(chan push.Receipt, 1)
+		users[i], over[i], messages[i] = fmt.Sprint(prefix, i), done, m
+		messages[i].Async = true
+		messages[i].Progress = func(r push.Receipt) {
+			if r.Targets > 0 && r.Sent+r.Acked+r.Failed == r.Targets {
+				done <- r
+			}
+		}
+	}
+	return func(caller int) error {
+		if _, err := p.engine.PushToUser(context.Background(), users[caller], messages[caller]); err != nil {
+			return err
+		}
+		if r := <-over[caller]; r.Sent != 1 {
+			return fmt.Errorf("receipt %+v", r)
+		}
+		return nil
+	}
+}
+
+// usersPusher is pusher with PushToUsers, to the first so many users.
+func (p *pair) usersPusher(prefix string, count int, m push.Message) func(caller int) error {
+	users := make([]string, count)
+	for i := range users {
+		users[i] = fmt.Sprint(prefix, i)
+	}
+	return func(int) error {
+		r, err := p.engine.PushToUsers(context.Background(), users, m)
+		if err == nil && r.Sent != count {
+			err = fmt.Errorf("sent %d of %d", r.Sent, count)
+		}
+		return err
+	}
+}
+
 // clusterTurn is what some pushes took.
 type clusterTurn struct {
-	wall, cpu           time.Duration
+	wall, cpu, farCPU   time.Duration
 	p50, p99            time.Duration
 	mallocs, farMallocs uint64
 }
@@ -176,57 +231,70 @@ func (t clusterTurn) rate(n int) float64 { return float64(n) / t.wall.Seconds() 
 
 func bySpeed(a, b clusterTurn) int { return int(b.wall - a.wall) }
 
-// turn has callers do something n times, all of them together.
-func (p *pair) turn(callers, n int, name string, do func(caller int) error) clusterTurn {
+// turn has the callers of a kind do it n times, all of them together.
+func (p *pair) turn(k *clusterKind, n int) clusterTurn {
 	p.b.Helper()
 	took := make([]time.Duration, n)
-	errs := make([]error, callers)
+	errs := make([]error, k.callers)
 	var next atomic.Int64
 	var work sync.WaitGroup
-	cpu, mallocs, far, got := p.cost()
+	if k.hold {
+		p.far.ask(nil, "hold")
+	}
+	before := p.cost()
 	begin := time.Now()
-	for c := range callers {
+	for c := range k.callers {
 		work.Go(func() {
 			for errs[c] == nil {
 				i := int(next.Add(1)) - 1
 				if i >= n {
 					return
 				}
-				before := time.Now()
-				errs[c] = do(c)
-				took[i] = time.Since(before)
+				from := time.Now()
+				errs[c] = k.do(c)
+				took[i] = time.Since(from)
 			}
 		})
 	}
 	work.Wait()
 	t := clusterTurn{wall: time.Since(begin)}
 	if err := errors.Join(errs...); err != nil {
-		p.b.Fatalf("%s: %v", name, err)
+		p.b.Fatalf("%s: %v", k.name, err)
 	}
 	switch {
-	case strings.HasPrefix(name, "page"):
+	case strings.HasPrefix(k.name, "page"):
 		p.load.wait(n) // then node b has written them all
-	case name == "here":
+	case k.name == "here":
 		p.here.wait(n)
-	case name == "reliable":
-		benchUntil(p.b, "all messages of SendReliable came", func() bool { _, _, _, now := p.cost(); return now-got >= int64(n) })
+	case k.name == "reliable":
+		benchUntil(p.b, "all messages of SendReliable came", func() bool { return p.cost().got-before.got >= int64(n) })
 		t.wall = time.Since(begin)
 	}
-	cpuNow, mallocsNow, farNow, _ := p.cost()
-	t.cpu, t.mallocs, t.farMallocs = cpuNow-cpu, mallocsNow-mallocs, farNow-far
+	after := p.cost()
+	if k.hold {
+		p.far.ask(nil, "release")
+	}
+	t.cpu, t.farCPU = after.cpu-before.cpu, after.farCPU-before.farCPU
+	t.mallocs, t.farMallocs = after.mallocs-before.mallocs, after.farMallocs-before.farMallocs
 	slices.Sort(took)
 	t.p50, t.p99 = took[n/2], took[n*99/100]
 	return t
 }
 
-// cost is what both nodes have used of CPU so far and each has made of objects,
-// and how many messages of SendReliable have come.
-func (p *pair) cost() (cpu time.Duration, mallocs, far uint64, got int64) {
+// clusterCost is what both nodes have used of CPU so far and each has made of
+// objects, and how many messages of SendReliable have come.
+type clusterCost struct {
+	cpu, farCPU         time.Duration
+	mallocs, farMallocs uint64
+	got                 int64
+}
+
+func (p *pair) cost() (c clusterCost) {
 	var there [3]int64
 	p.far.ask(there[:], "cost")
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return cpuTime() + time.Duration(there[0]), m.Mallocs, uint64(there[1]), there[2]
+	return clusterCost{cpuTime(), time.Duration(there[0]), m.Mallocs, uint64(there[1]), there[2]}
 }
 
 // BenchmarkClusterBind tells how long it takes until all other nodes know that
@@ -470,7 +538,7 @@ func BenchmarkRelayedPoll(b *testing.B) {
 	far, ln := startProcess(b, roleNode), listenOn(b, e)
 	var ports [3]int64
 	far.ask(ports[:], "start %s", ownAddr(e))
-	far.ask(nil, "front %d", ln.port())
+	far.ask(nil, "front %d", port(ln))
 	wantLinks(b, e, 1)
 	p := &pair{b: b, engine: e, far: far}
 	kinds := []struct {
@@ -480,7 +548,7 @@ func BenchmarkRelayedPoll(b *testing.B) {
 		cpus  []float64 // µs of a cycle
 		took  []time.Duration
 		first int
-	}{{name: "direct", port: ln.port()}, {name: "relayed", port: int(ports[1]), first: polls}}
+	}{{name: "direct", port: port(ln)}, {name: "relayed", port: int(ports[1]), first: polls}}
 	for i := range kinds {
 		k := &kinds[i]
 		k.load = startLoad(b)
@@ -505,13 +573,13 @@ func BenchmarkRelayedPoll(b *testing.B) {
 					k.load.wait(2)
 				}
 				k.took = append(k.took, k.load.latencies('e')...)
-				before, _, _, _ := p.cost()
+				before := p.cost()
 				for j := range polls {
 					poll(k.first, j, benchText)
 				}
 				k.load.wait(2 * polls)
-				after, _, _, _ := p.cost()
-				k.cpus = append(k.cpus, float64((after-before).Nanoseconds())/1000/polls)
+				after := p.cost()
+				k.cpus = append(k.cpus, float64((after.cpu+after.farCPU-before.cpu-before.farCPU).Nanoseconds())/1000/polls)
 			}
 		}
 	}

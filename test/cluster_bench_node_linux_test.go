@@ -44,6 +44,7 @@ type benchNode struct {
 	engine *push.Engine
 	front  atomic.Pointer[httputil.ReverseProxy] // answers Socket.IO's handshakes; nil: the engine does
 	got    atomic.Int64                          // messages of SendReliable
+	pages  []*memoryPage
 	list   *memberlist.Memberlist
 }
 
@@ -93,11 +94,26 @@ func (n *benchNode) command(words []string) (err error) {
 		fmt.Println(residentMemory())
 	case "pages": // n: so many pages in memory, of m0, m1, …
 		for i := range number(1) {
-			if _, err := addMemoryPage(n.engine, fmt.Sprint("m", i)); err != nil {
+			p, err := addMemoryPage(n.engine, fmt.Sprint("m", i))
+			if err != nil {
 				return err
 			}
+			n.pages = append(n.pages, p)
 		}
 		fmt.Println(n.engine.Stats().Conns)
+	case "hold": // the pages in memory take nothing
+		for _, p := range n.pages {
+			p.hold.Lock()
+		}
+		fmt.Println("ok")
+	case "release": // … and take everything
+		for _, p := range n.pages {
+			p.hold.Unlock()
+		}
+		for n.engine.Stats().QueuedBytes > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		fmt.Println("ok")
 	case "ballast":
 		hold64MB()
 		fmt.Println("ok")

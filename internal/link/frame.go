@@ -221,6 +221,7 @@ type reader struct {
 	buf        []byte
 	begin, end int    // of what is in buf and not read
 	large      []byte // a frame that does not fit into buf
+	kept       []byte // memory that keep gives away piece by piece
 }
 
 func newReader(conn net.Conn, count *atomic.Uint64) *reader {
@@ -289,13 +290,21 @@ func (r *reader) nextLarge(size int) error {
 	return nil
 }
 
-// keep makes the body that next returned the caller's.
+// keep makes the body that next returned the caller's. Small ones are parts of
+// one allocation.
 func (r *reader) keep(body []byte) []byte {
-	if len(r.large) > 0 && cap(r.large) < 2*len(r.large) {
+	switch n := len(body); {
+	case len(r.large) > 0 && cap(r.large) < 2*len(r.large):
 		r.large = nil
 		return body
+	case n > chunk/4:
+		return append(make([]byte, 0, n), body...)
+	case n > cap(r.kept)-len(r.kept):
+		r.kept = make([]byte, 0, chunk)
 	}
-	return append(make([]byte, 0, len(body)), body...)
+	from := len(r.kept)
+	r.kept = append(r.kept, body...)
+	return r.kept[from:len(r.kept):len(r.kept)]
 }
 
 // ready tells whether next would return without a read.

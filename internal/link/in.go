@@ -17,6 +17,10 @@ const needPause = time.Second // the same NEED is not said again before
 
 // In is a link that a peer dialled. Its methods may be called by any goroutine.
 type In struct {
+	// Owner is whatever the Handler keeps with the link, in Request and Ended,
+	// which alone look at it. nil at first.
+	Owner any
+
 	// Static.
 	m      *Mesh
 	origin directory.Origin

@@ -138,7 +138,8 @@ type Handler interface {
 
 	// Request is a message over the link that a peer dialled, on that link's
 	// worker goroutine: one at a time, in the order in which they were offered.
-	// body is the callee's. While it does not return, the queue fills, then the
+	// body is the callee's, and shares memory with others: who keeps a part of it
+	// for long copies that. While it does not return, the queue fills, then the
 	// link is not read, and after 10 s of that the peer gives it up. Close waits
 	// for the one that has begun.
 	Request(in *In, kind byte, body []byte)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -137,6 +138,7 @@ func (l *out) write() {
 		if resting {
 			select {
 			case <-p.wake:
+				runtime.Gosched() // who is about to offer something does it first: one write takes more
 			case <-beats.C:
 				due = true
 			case <-l.done:

@@ -30,9 +30,9 @@
 // their limit and made UTF-8 instead.
 //
 // Whatever a body holds, parsing it does not panic and allocates at most in
-// proportion to its length: [pushjson.Scan] judges it first, and every length
-// and count is held against a limit and what is left before anything is made.
-// A body is taken whole or not at all.
+// proportion to its length: every length and count is held against a limit and
+// what is left before anything is made, and [pushjson.Scan] passes what is not
+// known. A body is taken whole or not at all.
 //
 // # Who owns what
 //

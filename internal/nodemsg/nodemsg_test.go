@@ -790,3 +790,20 @@ func sameJSON(t *testing.T, b []byte) {
 		t.Fatalf("%q is valid: %v", b, got)
 	}
 }
+
+func TestAMessageIsReadAsItWasWritten(t *testing.T) {
+	deep := []byte(strings.Repeat("[", 10_000) + strings.Repeat("]", 10_000)) // as deep as JSON may be, and one more in an array
+	for _, v := range []wire.Value{
+		{JSON: []byte("null")},
+		{JSON: []byte(`{"a":[1,"x"]}`)},
+		{Bytes: []byte{0, 1, 255}},
+		{JSON: []byte(`[1,"AP8="]`), Args: []wire.Value{{JSON: []byte("1")}, {Bytes: []byte{0, 255}}}},
+		{JSON: []byte(`[]`), Args: []wire.Value{}},
+		{JSON: slices.Concat([]byte("["), deep, []byte("]")), Args: []wire.Value{{JSON: deep}}},
+	} {
+		event, got, err := ParseMessage(AppendMessage(nil, "order", v))
+		if err != nil || event != "order" || !reflect.DeepEqual(got, v) {
+			t.Errorf("want order %.100q, got %s %.100q, error %v", v, event, got, err)
+		}
+	}
+}

@@ -92,10 +92,7 @@ func appendValue(dst []byte, v wire.Value) []byte {
 // ParsePush parses the body of a Push. The slices of its Value are parts of
 // body, but for the JSON of several arguments, which is made.
 func ParsePush(body []byte) (p Push, err error) {
-	r, err := read(body)
-	if err != nil {
-		return Push{}, err
-	}
+	r := reader{b: body}
 	more := r.fields(7)
 	p.ID = r.uint(math.MaxUint64)
 	p.Wait = uint32(r.uint(math.MaxUint32))
@@ -109,6 +106,18 @@ func ParsePush(body []byte) (p Push, err error) {
 		return Push{}, ErrMalformed
 	}
 	return p, nil
+}
+
+// ParseMessage parses what AppendMessage wrote, which is not judged again. Slices
+// are parts of b as those of ParsePush are.
+func ParseMessage(b []byte) (event string, v wire.Value, err error) {
+	r := reader{b: b, trusted: true}
+	var p Push
+	r.message(&p)
+	if !r.done() {
+		return "", wire.Value{}, ErrMalformed
+	}
+	return p.Event, p.Value, nil
 }
 
 func (r *reader) message(p *Push) {

@@ -1,10 +1,6 @@
 package nodemsg
 
-import (
-	"math"
-
-	"github.com/embedpush/push/internal/pushjson"
-)
+import "math"
 
 // Result is the beginning of the body of a Result, which is this array and
 // then, up to the body's end, one more for each Row:
@@ -123,13 +119,6 @@ func appendProtocol(dst []byte, name string) []byte {
 
 // ParseResult parses the body of a Result, all its rows included.
 func ParseResult(body []byte) (res Result, err error) {
-	for b := body; len(b) > 0; {
-		n, err := pushjson.Scan(b, maxDepth)
-		if err != nil {
-			return Result{}, ErrMalformed
-		}
-		b = b[n:]
-	}
 	r := reader{b: body}
 	more := r.fields(4)
 	res.ID = r.uint(math.MaxUint64)
