@@ -12,7 +12,7 @@ import (
 )
 
 // Conn is a connection that a Driver drives. Its methods may be called by any
-// goroutine at any time. It takes 112 bytes (TestConnIsSmall).
+// goroutine at any time. It takes 96 bytes (TestConnIsSmall).
 type Conn struct {
 	// Static, but the socket only from Attach on; before it mu guards that.
 	h     Handler
@@ -34,9 +34,56 @@ type Conn struct {
 	cut     bool       // by Shut: the queue keeps only what is in flight, and last
 	closed  bool       // the socket is closed or about to be
 	told    bool       // Slow was called
-	q       *queue     // nil: nothing is queued
-	carry   *[]byte    // what Data did not take; nil: nothing
-	end     *ending    // nil: neither shut nor closed
+	more    *more      // nil while there is nothing of it
+}
+
+// more is what few connections have at a time. The Conn's mu guards it.
+type more struct {
+	queue *queue  // nil: nothing is queued
+	carry *[]byte // what Data did not take; nil: nothing
+	end   *ending // nil: neither shut nor closed
+}
+
+// moreLocked is where to put some of it.
+func (c *Conn) moreLocked() *more {
+	if c.more == nil {
+		c.more = new(more)
+	}
+	return c.more
+}
+
+// restLocked lets go of it when there is nothing any more.
+func (c *Conn) restLocked() {
+	if c.more != nil && *c.more == (more{}) {
+		c.more = nil
+	}
+}
+
+// queue is what waits to be written, nil if nothing does.
+func (c *Conn) queue() *queue {
+	if c.more == nil {
+		return nil
+	}
+	return c.more.queue
+}
+
+// ending is what there is of a connection that was shut or closed, nil for others.
+func (c *Conn) ending() *ending {
+	if c.more == nil {
+		return nil
+	}
+	return c.more.end
+}
+
+// takeCarry takes what Data did not.
+func (c *Conn) takeCarry() *[]byte {
+	if c.more == nil {
+		return nil
+	}
+	carry := c.more.carry
+	c.more.carry = nil
+	c.restLocked()
+	return carry
 }
 
 // What a poller is to look for. The values are those of epoll.
@@ -111,7 +158,7 @@ func (c *Conn) readLocked(now time.Duration) {
 		p.goOn()
 		return
 	}
-	if c.s == nil && c.carry == nil {
+	if c.s == nil && (c.more == nil || c.more.carry == nil) {
 		c.watchLocked(toRead, true)
 		return
 	}
@@ -169,23 +216,26 @@ func (c *Conn) close(cause error, hard bool) {
 		return
 	}
 	c.closed = true
-	if c.end == nil {
-		c.end = new(ending)
+	more := c.moreLocked()
+	if more.end == nil {
+		more.end = new(ending)
 	}
-	c.end.cause = cause
-	if c.end.timer != nil {
-		c.end.timer.Stop()
+	end := more.end
+	end.cause = cause
+	if end.timer != nil {
+		end.timer.Stop()
 	}
-	unsent := c.q != nil
+	q := c.queue()
+	unsent := q != nil
 	if unsent {
-		c.shard.d.release(c.q.bytes)
+		c.shard.d.release(q.bytes)
 		c.freeLocked()
 	}
 	if p := c.pulledLocked(); p != nil {
 		c.releaseTakenLocked(p, p.taken)
 	}
-	c.carry = nil
-	c.end.reset = unsent
+	more.carry = nil
+	end.reset = unsent
 	last := c.refs == 0
 	p := c.pulledLocked()
 	if p != nil {
@@ -250,10 +300,10 @@ func (c *Conn) leave() {
 // finish runs once: refs does not rise again on a closed connection.
 func (c *Conn) finish() {
 	if c.s == nil {
-		c.drop(c.end.reset)
+		c.drop(c.more.end.reset)
 	}
 	c.shard.remove(c)
-	c.h.Closed(c.end.cause)
+	c.h.Closed(c.more.end.cause)
 	c.shard.d.wg.Done()
 }
 
@@ -266,7 +316,8 @@ func (c *Conn) sweep(now time.Time) {
 	}
 	c.refs++
 	t := c.shard.d.cfg.WriteTimeout
-	slow := t > 0 && c.q != nil && now.Sub(c.shard.d.start)-c.q.moved >= t && c.pulledLocked() == nil && c.slowLocked()
+	q := c.queue()
+	slow := t > 0 && q != nil && now.Sub(c.shard.d.start)-q.moved >= t && c.pulledLocked() == nil && c.slowLocked()
 	c.mu.Unlock()
 	if slow {
 		c.h.Slow()
@@ -304,8 +355,7 @@ func (c *Conn) slowLocked() bool {
 // what was kept, and leaves the rest to the poller.
 func (c *Conn) read() {
 	c.mu.Lock()
-	carry := c.carry
-	c.carry = nil
+	carry := c.takeCarry()
 	c.mu.Unlock()
 	switch {
 	case carry != nil && !c.deliver(*carry, true):
@@ -396,7 +446,7 @@ func (c *Conn) deliver(b []byte, kept bool) bool {
 		}
 		c.stopped = true
 		rest := b // b itself would be on the heap from the start
-		c.carry = &rest
+		c.moreLocked().carry = &rest
 		c.refs--
 		if c.s == nil {
 			c.watchLocked(toRead, false)

@@ -182,7 +182,7 @@ func (d *Driver) register(c *Conn) {
 	s.mu.Unlock()
 	if closed {
 		c.closed = true
-		c.end = &ending{cause: ErrClosed}
+		c.moreLocked().end = &ending{cause: ErrClosed}
 		c.sever(false, true)
 		go c.h.Closed(ErrClosed)
 	}

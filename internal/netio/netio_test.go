@@ -331,7 +331,7 @@ func TestConcurrentWritesOfAnySizeArriveInOrder(t *testing.T) {
 		}
 		until(t, "an empty queue", func() bool { return d.QueuedBytes() == 0 })
 		c.mu.Lock()
-		if c.q != nil {
+		if c.queue() != nil {
 			t.Error("an idle connection holds a queue")
 		}
 		c.mu.Unlock()
@@ -458,7 +458,7 @@ func clog(t *testing.T, c *Conn, size int) (before, message []byte) {
 			until(t, "a message in flight", func() bool {
 				c.mu.Lock()
 				defer c.mu.Unlock()
-				return c.q == nil || c.q.off > 0 || c.q.flying > 0
+				return c.queue() == nil || c.queue().off > 0 || c.queue().flying > 0
 			})
 		}
 		if n, _ := c.Queued(); n > 0 {
@@ -888,7 +888,7 @@ func TestStoppedConnectionHoldsNoGoroutineAndCloses(t *testing.T) {
 		until(t, "a stop", func() bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			return c.stopped && c.refs == 0 && string(*c.carry) == "o"
+			return c.stopped && c.refs == 0 && string(*c.more.carry) == "o"
 		})
 		c.Close()
 		p.wantClosed(t, ErrClosed)
@@ -1598,8 +1598,8 @@ func TestHandlersYieldsWhatIsStartedAndNotClosed(t *testing.T) {
 }
 
 func TestConnIsSmall(t *testing.T) {
-	if got := unsafe.Sizeof(Conn{}); unsafe.Sizeof(uintptr(0)) == 8 && got > 112 {
-		t.Errorf("a Conn takes %d bytes, want at most 112", got)
+	if got := unsafe.Sizeof(Conn{}); unsafe.Sizeof(uintptr(0)) == 8 && got > 96 {
+		t.Errorf("a Conn takes %d bytes, want at most 96", got)
 	} else {
 		t.Logf("a Conn takes %d bytes", got)
 	}

@@ -185,12 +185,12 @@ func (c *Conn) ready(events uint32, buf []byte) {
 func (c *Conn) refillLocked() {
 	w := newWriter()
 	for range takeOver {
-		if c.q == nil || !c.stepLocked(w, false) {
+		if c.queue() == nil || !c.stepLocked(w, false) {
 			break
 		}
 	}
 	w.free()
-	if c.q == nil {
+	if c.queue() == nil {
 		c.watchLocked(toWrite, false)
 		c.wroteAllLocked()
 	}

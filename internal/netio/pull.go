@@ -49,8 +49,8 @@ func (c *Conn) Take() (queued [][]byte, cost int, over bool) {
 	if p == nil {
 		return nil, 0, c.closed
 	}
-	if c.q != nil {
-		queued, cost = slices.Clone(c.q.list[c.q.head:]), c.q.bytes
+	if q := c.queue(); q != nil {
+		queued, cost = slices.Clone(q.list[q.head:]), q.bytes
 		p.taken += cost
 		c.freeLocked()
 	}
@@ -193,12 +193,14 @@ func (c *Conn) Attach(nc net.Conn, rest []byte) error {
 	// closed, after us or so that we returned above.
 	c.releaseTakenLocked(p, p.taken)
 	c.connect(nc)
-	c.carry = carry
+	if carry != nil {
+		c.moreLocked().carry = carry
+	}
 	if c.started {
 		c.readLocked(now)
 	}
-	if c.q != nil {
-		c.q.moved = now
+	if q := c.queue(); q != nil {
+		q.moved = now
 	}
 	c.flushLocked()
 	return nil

@@ -124,7 +124,7 @@ func TestTakeGivesBackWhatTheQueueCost(t *testing.T) {
 		t.Errorf("queued after Take: %d", got)
 	}
 	c.mu.Lock()
-	if c.q != nil {
+	if c.queue() != nil {
 		t.Error("an idle connection holds a queue")
 	}
 	c.mu.Unlock()
@@ -554,7 +554,7 @@ func TestAttachLosesAndDoublesNothingAmongWriters(t *testing.T) {
 			}
 			wantRead(t, peer, []byte("end"))
 			wantTake(t, c, false)
-			until(t, "an idle writer", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return !c.writing && c.q == nil })
+			until(t, "an idle writer", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return !c.writing && c.queue() == nil })
 			hang(peer)
 			d.Close()
 		}

@@ -46,7 +46,7 @@ func (c *Conn) Write(b []byte) error {
 		w.free()
 		c.mu.Lock()
 	}
-	if n == len(b) && c.q == nil {
+	if n == len(b) && c.queue() == nil {
 		c.wroteAllLocked()
 		c.mu.Unlock()
 		return nil
@@ -83,7 +83,7 @@ func (c *Conn) enqueue(b []byte) error {
 func (c *Conn) roomLocked(b []byte, limits bool) error {
 	cost, cfg := len(b)+overhead, &c.shard.d.cfg
 	for try := 0; ; try++ {
-		q := c.q
+		q := c.queue()
 		switch {
 		case c.closed, c.shut && limits, c.cut:
 			return ErrClosed
@@ -143,10 +143,10 @@ func (c *Conn) wrote(b []byte, n int, err error) error {
 // writes go, and leaves the rest to a drain. The caller is the writer. It
 // lets go of mu for each write.
 func (c *Conn) flushLocked() {
-	if c.q != nil && (c.s == nil || c.s.raw != nil) {
+	if c.queue() != nil && (c.s == nil || c.s.raw != nil) {
 		w := newWriter()
 		for range takeOver {
-			if c.q == nil || !c.stepLocked(w, false) {
+			if c.queue() == nil || !c.stepLocked(w, false) {
 				break
 			}
 		}
@@ -159,7 +159,7 @@ func (c *Conn) flushLocked() {
 // nothing is queued. The caller is the writer.
 func (c *Conn) drainLocked() {
 	switch {
-	case c.q == nil:
+	case c.queue() == nil:
 		c.wroteAllLocked()
 		return
 	case c.s == nil:
@@ -173,10 +173,11 @@ func (c *Conn) drainLocked() {
 // wroteAllLocked is called by the writer when nothing is queued any more.
 func (c *Conn) wroteAllLocked() {
 	c.writing = false
-	if c.end == nil || !c.end.fin || c.closed {
+	end := c.ending()
+	if end == nil || !end.fin || c.closed {
 		return
 	}
-	c.end.fin = false
+	end.fin = false
 	if c.s == nil {
 		c.finLocked()
 		return
@@ -195,7 +196,7 @@ func (c *Conn) drain() {
 	defer c.shard.d.wg.Done()
 	w := newWriter()
 	c.mu.Lock()
-	for c.q != nil {
+	for c.queue() != nil {
 		c.stepLocked(w, true)
 	}
 	c.wroteAllLocked()
@@ -207,7 +208,7 @@ func (c *Conn) drain() {
 // reports whether bytes left. wait: until the socket takes some, or there is
 // a reason to look at the queue again.
 func (c *Conn) stepLocked(w *writer, wait bool) bool {
-	b := c.q.gather(w)
+	b := c.queue().gather(w)
 	if c.s != nil && c.s.raw == nil && len(b) > joinSize {
 		b = b[:joinSize] // each piece is progress that the sweep can see
 	}
@@ -229,13 +230,14 @@ func (c *Conn) stepLocked(w *writer, wait bool) bool {
 	if c.s == nil {
 		c.returnLocked()
 	}
-	if c.q == nil {
+	q := c.queue()
+	if q == nil {
 		return false // closed, or cut while nothing was in flight
 	}
-	c.q.flying = 0
+	q.flying = 0
 	if n > 0 {
-		c.q.moved = c.shard.d.stamp()
-		c.shard.d.release(c.q.advance(n))
+		q.moved = c.shard.d.stamp()
+		c.shard.d.release(q.advance(n))
 	}
 	c.trimLocked()
 	return n > 0
@@ -245,8 +247,8 @@ func (c *Conn) stepLocked(w *writer, wait bool) bool {
 // wait: nothing but a message partly written is in flight now.
 func (c *Conn) parking() {
 	c.mu.Lock()
-	if c.q != nil {
-		c.q.flying = 0
+	if q := c.queue(); q != nil {
+		q.flying = 0
 		c.trimLocked()
 	}
 	c.mu.Unlock()
@@ -256,9 +258,9 @@ func (c *Conn) parking() {
 // queue when it is empty.
 func (c *Conn) trimLocked() {
 	if c.cut {
-		c.shard.d.release(c.q.cut())
+		c.shard.d.release(c.queue().cut())
 	}
-	if c.q.len() == 0 {
+	if c.queue().len() == 0 {
 		c.freeLocked()
 	}
 }
@@ -289,27 +291,27 @@ func (c *Conn) shutDown(last []byte, cut, fin bool, wait time.Duration) {
 	first := !c.shut
 	if first {
 		c.shut = true
-		c.end = &ending{at: at, timer: time.AfterFunc(wait, c.Close)}
+		c.moreLocked().end = &ending{at: at, timer: time.AfterFunc(wait, c.Close)}
 		c.resumeLocked()
-	} else if at.Before(c.end.at) {
-		c.end.at = at
-		c.end.timer.Reset(wait)
+	} else if end := c.more.end; at.Before(end.at) {
+		end.at = at
+		end.timer.Reset(wait)
 	}
 	if fin {
-		c.end.fin = true
+		c.more.end.fin = true
 	}
 	if cut && !c.cut {
 		c.cut = true
-		if c.q != nil {
+		if c.queue() != nil {
 			c.trimLocked()
 		}
 	}
 	if first && len(last) > 0 {
 		c.shard.d.queued.Add(int64(len(last) + overhead))
 		c.pushLocked(last)
-		c.q.last = true
+		c.more.queue.last = true
 	}
-	if !c.writing && (c.q != nil || fin) {
+	if !c.writing && (c.queue() != nil || fin) {
 		c.writing = true
 		c.flushLocked()
 	}
@@ -324,8 +326,8 @@ func (c *Conn) Queued() (bytes, messages int) {
 	if p := c.pulledLocked(); p != nil {
 		bytes = p.taken
 	}
-	if c.q != nil {
-		bytes, messages = bytes+c.q.bytes, c.q.len()
+	if q := c.queue(); q != nil {
+		bytes, messages = bytes+q.bytes, q.len()
 	}
 	return bytes, messages
 }
@@ -344,16 +346,19 @@ type queue struct {
 var queues = sync.Pool{New: func() any { return new(queue) }}
 
 func (c *Conn) queueLocked() *queue {
-	if c.q == nil {
-		c.q = queues.Get().(*queue)
-		c.q.moved = c.shard.d.stamp()
+	if q := c.queue(); q != nil {
+		return q
 	}
-	return c.q
+	q := queues.Get().(*queue)
+	q.moved = c.shard.d.stamp()
+	c.moreLocked().queue = q
+	return q
 }
 
 func (c *Conn) freeLocked() {
-	q := c.q
-	c.q = nil
+	q := c.queue()
+	c.more.queue = nil
+	c.restLocked()
 	clear(q.list)
 	list := q.list[:0]
 	if cap(list) > 64 {
