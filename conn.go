@@ -301,10 +301,10 @@ func (c *Conn) markGone(why Reason) bool {
 
 // waits is what waits for a connection. Its Conn's mu guards it.
 type waits struct {
-	acks map[uint32]ackWait // unanswered pushes; nil when there is none
-	out  int                // of them, those written through the window
-	held *held              // while holding
-	life *life              // of Context; nil: nobody has asked for its end
+	acks acks  // unanswered pushes
+	out  int   // of them, those written through the window
+	held *held // while holding
+	life *life // of Context; nil: nobody has asked for its end
 }
 
 // nothing is not to be changed.
@@ -320,7 +320,7 @@ func (c *Conn) waitsLocked() *waits {
 
 // restLocked lets go of it when nothing waits any more.
 func (c *Conn) restLocked() {
-	if w := c.waits; w.acks == nil && w.held == nil && w.life == nil {
+	if w := c.waits; w.acks.len() == 0 && w.held == nil && w.life == nil {
 		c.waits = &nothing
 	}
 }
@@ -346,6 +346,63 @@ type ackWait struct {
 	flight *flight
 	index  int32
 	out    bool // it has a place in the window
+}
+
+// acks are ackWaits by their pushes' ids, none of which is 0. Most connections
+// have one at a time.
+type acks struct {
+	id   uint32 // of one; 0: it is free
+	one  ackWait
+	rest map[uint32]ackWait // nil when there are none
+}
+
+func (a *acks) len() int {
+	n := len(a.rest)
+	if a.id != 0 {
+		n++
+	}
+	return n
+}
+
+func (a *acks) get(id uint32) (w ackWait, ok bool) {
+	if id != 0 && a.id == id {
+		return a.one, true
+	}
+	w, ok = a.rest[id]
+	return w, ok
+}
+
+// set adds one, or replaces it.
+func (a *acks) set(id uint32, w ackWait) {
+	switch _, there := a.rest[id]; {
+	case a.id == id, a.id == 0 && !there:
+		a.id, a.one = id, w
+	default:
+		if a.rest == nil {
+			a.rest = make(map[uint32]ackWait)
+		}
+		a.rest[id] = w
+	}
+}
+
+// remove removes one that is there.
+func (a *acks) remove(id uint32) {
+	if a.id == id {
+		a.id, a.one = 0, ackWait{}
+	} else if delete(a.rest, id); len(a.rest) == 0 {
+		a.rest = nil
+	}
+}
+
+func (a *acks) all(yield func(ackWait) bool) {
+	if a.id != 0 && !yield(a.one) {
+		return
+	}
+	for _, w := range a.rest {
+		if !yield(w) {
+			return
+		}
+	}
 }
 
 // ID is the connection's id.
@@ -510,8 +567,8 @@ func (c *Conn) dropLocked() (settle func()) {
 	}
 	var dropped []ackWait
 	for _, p := range c.emptyLocked(c.waits.held) {
-		if w, ok := c.waits.acks[p.ack]; ok {
-			delete(c.waits.acks, p.ack)
+		if w, ok := c.waits.acks.get(p.ack); ok {
+			c.waits.acks.remove(p.ack)
 			dropped = append(dropped, w)
 		}
 	}
@@ -887,14 +944,14 @@ func (c *Conn) windowLocked(ack uint32, size int) bool {
 	if !c.dialect.device() || window <= 0 {
 		return true
 	}
-	w, there := c.waits.acks[ack]
+	w, there := c.waits.acks.get(ack)
 	switch {
 	case !there || w.out: // given up meanwhile
 	case c.waits.out >= window, c.waits.out > 0 && !c.fits(size):
 		return false
 	default:
 		w.out = true
-		c.waits.acks[ack] = w
+		c.waits.acks.set(ack, w)
 		c.waits.out++
 	}
 	return true
@@ -1019,21 +1076,18 @@ func (c *Conn) expect(ack uint32, f *flight, i int) Status {
 	if c.ended {
 		return Offline
 	}
-	if limit := c.t.e.cfg.Limits.AcksWaiting; limit > 0 && len(c.waits.acks) >= limit {
+	if limit := c.t.e.cfg.Limits.AcksWaiting; limit > 0 && c.waits.acks.len() >= limit {
 		c.t.e.stats.limit(limitedAcks)
 		return Overloaded
 	}
 	waits := c.waitsLocked()
-	if waits.acks == nil {
-		waits.acks = make(map[uint32]ackWait)
-	}
-	if old, ok := waits.acks[ack]; ok { // 2^30 pushes ago
+	if old, ok := waits.acks.get(ack); ok { // 2^30 pushes ago
 		if old.out {
 			waits.out--
 		}
 		defer old.flight.settle(int(old.index), Timeout, nil)
 	}
-	waits.acks[ack] = ackWait{flight: f, index: int32(i)}
+	waits.acks.set(ack, ackWait{flight: f, index: int32(i)})
 	return Sent
 }
 
@@ -1052,16 +1106,14 @@ func (c *Conn) forget(ack uint32) bool {
 func (c *Conn) takeAck(ack uint32) (w ackWait, ok, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w, ok = c.waits.acks[ack]
+	w, ok = c.waits.acks.get(ack)
 	if ok {
 		if w.out {
 			c.waits.out--
 			more = c.waits.held != nil
 		}
-		if delete(c.waits.acks, ack); len(c.waits.acks) == 0 {
-			c.waits.acks = nil
-			c.restLocked()
-		}
+		c.waits.acks.remove(ack)
+		c.restLocked()
 	}
 	return w, ok, more
 }
@@ -1161,13 +1213,13 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 				continue
 			}
 			flush = false
-			if w, ok := acks[p.ack]; ok {
-				delete(acks, p.ack)
+			if w, ok := acks.get(p.ack); ok {
+				acks.remove(p.ack)
 				w.flight.settle(int(w.index), Offline, nil)
 			}
 		}
 	}
-	for _, w := range acks {
+	for w := range acks.all {
 		w.flight.settle(int(w.index), Gone, nil)
 	}
 	if greeted && e.cfg.OnDisconnect != nil {

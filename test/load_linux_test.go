@@ -188,7 +188,7 @@ func (l *load) latencies(who byte) []time.Duration {
 func (l *load) pong() {
 	l.b.Helper()
 	l.ask(nil, "pong")
-	if l.as != asPage {
+	if l.as != asPage && l.as != asTLS {
 		l.wait(l.conns)
 	}
 }
@@ -600,7 +600,7 @@ func runMemoryServer(role string) error {
 		if role == roleTLS {
 			ln = overTLS(ln)
 		}
-		h, conns = e, func() int { return e.Stats().Memberships / 3 } // a broadcast goes to members
+		h, conns = e, func() int { return e.Stats().Conns }
 		broadcast = func() { e.Broadcast(context.Background(), push.Message{Event: benchEvent, Data: benchText}) }
 	case roleDevices:
 		e, err := newDeviceEngine(push.MPush{})
