@@ -458,15 +458,15 @@ func (x *connContext) Done() <-chan struct{} {
 	c := (*Conn)(x)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended {
-		return ended
+	if c.waits.life == nil {
+		if c.ended {
+			return ended
+		}
+		l := new(life)
+		l.Context, l.end = context.WithCancel(context.Background())
+		c.waitsLocked().life = l
 	}
-	w := c.waitsLocked()
-	if w.life == nil {
-		w.life = new(life)
-		w.life.Context, w.life.end = context.WithCancel(context.Background())
-	}
-	return w.life.Done()
+	return c.waits.life.Done()
 }
 
 func (x *connContext) Err() error {
@@ -1181,10 +1181,10 @@ func (c *Conn) end(why Reason, flush bool) (first bool) {
 	c.leaveLocked(func(placeKey) bool { return true })
 	had, h, greeted := *c.waits, c.waits.held, c.greeted
 	acks, out := had.acks, had.out
-	if had.life != nil {
+	if c.waits = &nothing; had.life != nil {
 		had.life.end()
+		c.waits = &waits{life: had.life} // Done is to return the same again
 	}
-	c.waits = &nothing
 	var waiting []heldPush
 	if h != nil && !flush {
 		waiting = c.emptyLocked(h)
@@ -3423,8 +3423,8 @@ func (e *Engine) remote(r *http.Request) netip.AddrPort {
 	if e.cfg.RemoteAddr != nil {
 		var addr netip.Addr
 		e.hook("RemoteAddr", 0, func() { addr = e.cfg.RemoteAddr(r) })
-		if addr.IsValid() {
-			return netip.AddrPortFrom(addr.WithZone(""), 0)
+		if addr.IsValid() && !addr.IsUnspecified() {
+			return netip.AddrPortFrom(addr.Unmap().WithZone(""), 0)
 		}
 	}
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)

@@ -184,8 +184,9 @@ func benchClusterConfig() push.Config {
 		},
 		Heartbeat: time.Hour,
 		SocketIO:  push.SocketIO{PingInterval: time.Hour},
-		Limits:    push.Limits{MaxConns: -1, MessageRate: -1},
-		Logger:    slog.New(slog.DiscardHandler),
+		// Clients that share the processors may be slow.
+		Limits: push.Limits{MaxConns: -1, MessageRate: -1, QueueBytes: 64 << 20, QueueMessages: -1},
+		Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -59,6 +59,9 @@ func TestContextOfAConnectionEndsWithIt(t *testing.T) {
 			}
 			<-ctx.Done()
 		}
+		if ctx.Done() != done {
+			t.Error("Done is another channel than before the end")
+		}
 		select {
 		case <-stopped:
 			t.Error("a function that was stopped ran")

@@ -145,7 +145,9 @@ func (d delegate) set(n *memberlist.Node, joined bool) {
 	if m.Origin == d.cfg.Self {
 		return
 	}
-	d.met.Store(true)
+	if m.ID != d.cfg.Self.ID { // an earlier run of this node, which is not known to be gone yet, has nothing to tell
+		d.met.Store(true)
+	}
 	switch {
 	case joined:
 		d.log.Post(slog.LevelInfo, "", "node up", "node", m.ID, "addr", m.Addr)

@@ -499,6 +499,24 @@ func TestComingAndGoingLeavesNothingBehind(t *testing.T) {
 	})
 }
 
+// TestAnEarlierRunOfTheNodeIsNoPeerReached: a node that died and starts again
+// hears of itself, perhaps before it hears of others.
+func TestAnEarlierRunOfTheNodeIsNoPeerReached(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := start(t, memnet.New(1), "a", 5, func(cfg *Config) { cfg.Seeds = []Seed{{IP: netip.MustParseAddr("10.0.0.99"), Port: 7946}} })
+		d := delegate{a.List}
+		d.NotifyJoin(peerNode(member("a", 4)))
+		if a.Ready() == nil {
+			t.Error("ready, and nobody but an earlier run of itself was reached")
+		}
+		d.NotifyJoin(peerNode(member("b", 1)))
+		if err := a.Ready(); err != nil {
+			t.Errorf("a peer was reached: %v", err)
+		}
+		stop(a)
+	})
+}
+
 func TestAClusterHasABound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := start(t, memnet.New(1), "a", 1, nil)

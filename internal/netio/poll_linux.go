@@ -266,8 +266,11 @@ func (c *Conn) drop(reset bool) {
 	if c.watched != 0 { // closing does it too, but not while a child process has a copy
 		_ = syscall.EpollCtl(int(c.shard.poll.ep), syscall.EPOLL_CTL_DEL, int(c.fd), nil)
 	}
+	// With a time to linger that somebody set before, close would wait.
+	var linger syscall.Linger
 	if reset {
-		_ = syscall.SetsockoptLinger(int(c.fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1})
+		linger.Onoff = 1
 	}
+	_ = syscall.SetsockoptLinger(int(c.fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &linger)
 	_ = syscall.Close(int(c.fd))
 }
