@@ -1262,6 +1262,7 @@ type transport struct {
 	pings    rate.Bucket   // owned by Data
 	nextPing uint32        // owned by Tick: by the clock of millis
 	begun    atomic.Uint32 // when the message that Feed holds a part of began, by that clock; 0: none
+	part     uint32        // owned by Data: how many bytes of it came
 
 	lane lane.Lane
 }
@@ -1582,6 +1583,9 @@ func (t *transport) Data(b []byte) int {
 	if s != nil {
 		s.raise()
 	}
+	if t.part+uint32(len(b)) > longPart && t.nc.Apart() {
+		return 0
+	}
 	used := 0
 	for used < len(b) {
 		if t.full() {
@@ -1591,6 +1595,7 @@ func (t *transport) Data(b []byte) int {
 		session := t.speaks()
 		n, err := session.Feed(b[used:], ev)
 		used += n
+		t.part += uint32(n)
 		if err != nil {
 			t.broken = true
 			t.fail(err)
@@ -1602,17 +1607,23 @@ func (t *transport) Data(b []byte) int {
 		if ev.Kind != wire.None {
 			if !session.Partial() { // heartbeats may come inside a message, or between its attachments
 				t.begun.Store(0)
+				t.part = 0
 			}
 			t.handle(ev)
 		}
 	}
 	if !t.speaks().Partial() {
 		t.begun.Store(0)
+		t.part = 0
 	} else if t.begun.Load() == 0 {
 		t.begun.Store(max(1, millis(time.Now())))
 	}
 	return used
 }
+
+// longPart is how much of a message is taken apart from other connections: the
+// scan of 1 MB takes some 30 ms.
+const longPart = 16 << 10
 
 // full tells that reading has to wait, and sees to its going on. One that ends
 // is read to its end, for the peer's goodbye.

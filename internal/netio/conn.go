@@ -34,6 +34,7 @@ type Conn struct {
 	cut     bool       // by Shut: the queue keeps only what is in flight, and last
 	closed  bool       // the socket is closed or about to be
 	told    bool       // Slow was called
+	apart   bool       // while Data is called: on a goroutine of its own, or to be called again on one
 	more    *more      // nil while there is nothing of it
 }
 
@@ -164,6 +165,20 @@ func (c *Conn) readLocked(now time.Duration) {
 	}
 	c.refs++
 	go c.read()
+}
+
+// Apart is for Data, when what it was given will take it long: the shard's
+// other connections would wait. If it returns true, Data returns at once with
+// what it has taken so far, and is called with the rest on a goroutine of this
+// connection's own, which reads no further; on such a one Apart returns false.
+func (c *Conn) Apart() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s != nil || c.apart {
+		return false
+	}
+	c.apart = true
+	return true
 }
 
 // Silence is the time since the last byte came, by at most a Tick too short.
@@ -417,9 +432,10 @@ func (c *Conn) readEnded(err error) {
 }
 
 // deliver hands b to the handler and reports whether to read on; if not, the
-// reader has left and must not touch c. kept: nobody else uses b. The caller
-// holds a reference.
-func (c *Conn) deliver(b []byte, kept bool) bool {
+// reader has left and must not touch c. own: the reader is a goroutine of c's,
+// and nobody else uses b. The caller holds a reference.
+func (c *Conn) deliver(b []byte, own bool) bool {
+	kept := own
 	for {
 		c.mu.Lock()
 		if c.closed {
@@ -427,7 +443,7 @@ func (c *Conn) deliver(b []byte, kept bool) bool {
 			c.leave()
 			return false
 		}
-		c.resumed = false
+		c.resumed, c.apart = false, own
 		c.seen = millis(c.shard.d.stamp())
 		c.mu.Unlock()
 		n := c.h.Data(b)
@@ -440,16 +456,21 @@ func (c *Conn) deliver(b []byte, kept bool) bool {
 			kept = true
 		}
 		c.mu.Lock()
-		if c.closed || c.resumed {
+		apart := c.apart && !own
+		if c.closed || c.resumed && !apart {
 			c.mu.Unlock()
 			continue
 		}
-		c.stopped = true
 		rest := b // b itself would be on the heap from the start
 		c.moreLocked().carry = &rest
-		c.refs--
 		if c.s == nil {
 			c.watchLocked(toRead, false)
+		}
+		if apart { // with our reference
+			go c.read()
+		} else {
+			c.stopped = true
+			c.refs--
 		}
 		c.mu.Unlock()
 		return false

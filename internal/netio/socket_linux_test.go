@@ -230,3 +230,58 @@ func TestPanicOfAHandlerEndsTheProcess(t *testing.T) {
 		t.Errorf("got %v and %q, want a panic", err, out)
 	}
 }
+
+// TestDataThatTakesLongGoesApart: the others of its shard are read meanwhile,
+// and what comes behind is not overtaken.
+func TestDataThatTakesLongGoesApart(t *testing.T) {
+	d := driver(t, Config{})
+	add := func() (*Conn, *probe, net.Conn) {
+		us, peer := pair(t, "tcp")
+		t.Cleanup(func() { hang(peer) })
+		p := newProbe()
+		return d.Add(us, p), p, peer
+	}
+	a, slow, peerA := add()
+	b, quick, peerB := add()
+	for b.shard != a.shard {
+		b, quick, peerB = add()
+	}
+	begun, hold, got := make(chan struct{}), make(chan struct{}), make(chan string, 10)
+	var all string
+	slow.data = func(in []byte) int {
+		if a.Apart() {
+			return 0
+		}
+		if all == "" {
+			close(begun)
+			<-hold
+		}
+		if a.Apart() {
+			t.Error("apart, and told to go apart")
+		}
+		all += string(in)
+		got <- all
+		return len(in)
+	}
+	heard := make(chan string, 1)
+	quick.data = func(in []byte) int { heard <- string(in); return len(in) }
+	a.Start()
+	b.Start()
+	peerA.Write([]byte("one"))
+	<-begun
+	peerA.Write([]byte(" two"))
+	peerB.Write([]byte("hello"))
+	if got := <-heard; got != "hello" {
+		t.Errorf("got %q, want hello", got)
+	}
+	close(hold)
+	for last := ""; last != "one two"; {
+		select {
+		case last = <-got:
+		case <-time.After(patience):
+			t.Fatalf("got %q, want one two", last)
+		}
+	}
+	hang(peerA)
+	<-slow.ended
+}
