@@ -173,7 +173,10 @@ type details struct {
 	*extra        // nothing for most
 }
 
-var nodetails = newDetails(traits{}, "")
+var (
+	nodetails = newDetails(traits{}, "")
+	anonymous = identity{details: &nodetails}
+)
 
 func newDetails(is traits, device string) details {
 	return details{traits: knownTraits.Of(is, traits.clone), device: device, extra: &noextra}
@@ -250,24 +253,30 @@ func cloneAll(list []string) []string {
 // Conn is one connection as the application sees it: who it is, where it is,
 // what it owes an answer to. Its methods are safe for concurrent use.
 type Conn struct {
-	// Static after start. It is one cache line, for a broadcast is bound by
-	// memory, not by instructions.
-	dialect    dialect       // t's
-	shard      uint8         // whose worker writes to it
-	ended      bool          // not static, guarded by mu: in no place ever again
-	greeted    bool          // not static, guarded by mu: OnConnect runs, or ran, or would: OnDisconnect will
-	mark       uint32        // the shard's worker's: the last walk that took it
-	state      atomic.Uint32 // not static: holding, or gone and why; see its methods
-	mu         sync.Mutex
+	// All of it is one cache line, 64 bytes, for a broadcast is bound by memory,
+	// not by instructions.
+
+	// Static.
+	t       *transport
+	id      ConnID
+	dialect dialect // t's
+	shard   uint8   // whose worker writes to it
+
 	everywhere bool // guarded by its stripe's lock, and written under mu: it is in everyone
-	parted     bool // not guarded, owned by the lane: OnDisconnect ran, or never will: it ended before OnConnect
-	oking      bool // guarded by mu: the OK to its BIND is not sent yet
-	kickDue    bool // guarded by mu: and it was replaced meanwhile
-	t          *transport
-	id         ConnID
-	who        atomic.Pointer[identity] // written under mu
-	members    *member                  // guarded by mu: where it is
-	waits      *waits                   // guarded by mu: &nothing while nothing does
+	parted     bool // written by greet, then owned by the lane: OnDisconnect ran, or never will: it ended before OnConnect
+
+	// Guarded by mu.
+	ended   bool // in no place ever again
+	greeted bool // OnConnect runs, or ran, or would: OnDisconnect will
+	oking   bool // the OK to its BIND is not sent yet
+	kickDue bool // and it was replaced meanwhile
+
+	mark    uint32        // the shard's worker's: the last walk that took it
+	state   atomic.Uint32 // holding, or gone and why; see its methods
+	mu      sync.Mutex
+	who     atomic.Pointer[identity] // written under mu
+	members *member                  // guarded by mu: where it is
+	waits   *waits                   // guarded by mu: &nothing while nothing does
 }
 
 // In Conn.state: that pushes go to held, and, below it, why it ends, so that no
@@ -438,8 +447,8 @@ func (c *Conn) Protocol() string { return protocols[c.dialect] }
 // Context ends when the connection does.
 func (c *Conn) Context() context.Context { return (*connContext)(c) }
 
-// ended is closed.
-var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+// closedChan is closed.
+var closedChan = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // connContext is a Conn's Context. It takes nothing until somebody asks for
 // Done: then there is a life, which package context also finds by Value, so
@@ -460,7 +469,7 @@ func (x *connContext) Done() <-chan struct{} {
 	defer c.mu.Unlock()
 	if c.waits.life == nil {
 		if c.ended {
-			return ended
+			return closedChan
 		}
 		l := new(life)
 		l.Context, l.end = context.WithCancel(context.Background())
@@ -1360,7 +1369,9 @@ func (t *transport) newConn(d dialect, space string, hold bool) *Conn {
 		c.waits = &waits{held: &held{connecting: true}}
 		c.holdLocked(true)
 	}
-	if c.who.Store(&identity{details: &nodetails}); space != "" {
+	if space == "" {
+		c.who.Store(&anonymous)
+	} else {
 		d := newDetails(traits{space: space}, "")
 		c.who.Store(&identity{details: &d})
 	}
@@ -1505,7 +1516,7 @@ func (t *transport) welcome(c *Conn) {
 func (t *transport) connect(c *Conn) {
 	ctx := context.WithValue(c.Context(), connectingKey{}, c)
 	defer func() {
-		t.e.shards[c.shard].flush(c.Context()) // what OnConnect pushed to many
+		c.flushed() // what OnConnect pushed to many
 		c.release()
 	}()
 	t.hook("OnConnect", c, func() { t.e.cfg.OnConnect(ctx, c) })
@@ -2791,8 +2802,11 @@ func (t *transport) Tick(now time.Time) {
 				return
 			}
 			patience = 365 * 24 * time.Hour
-		} else if d.session.Rest(); !d.ws {
-			patience, pings = 3*d.session.Heartbeat()+time.Second, false
+		} else {
+			d.session.Rest()
+			if !d.ws {
+				patience, pings = 3*d.session.Heartbeat()+time.Second, false
+			}
 		}
 	}
 	switch begun := t.begun.Load(); {
@@ -3214,6 +3228,9 @@ func clientText(err error) string {
 // element is socket.io or the query has EIO or transport; and serves the page's
 // client where the path ends in /push.js. Any other request that does not ask
 // for a WebSocket gets 426.
+//
+// An upgraded connection belongs to the engine, as Serve says of its own: who
+// kept the net.Conn (http.Server.ConnContext, ConnState) cannot end it by that.
 func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path.Base(r.URL.Path) == "push.js" {
 		w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
@@ -3438,7 +3455,11 @@ func (e *Engine) remote(r *http.Request) netip.AddrPort {
 			return netip.AddrPortFrom(addr.Unmap().WithZone(""), 0)
 		}
 	}
-	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil { // a middleware may have put an address alone there
+		addr, _ := netip.ParseAddr(r.RemoteAddr)
+		peer = netip.AddrPortFrom(addr, 0)
+	}
 	return netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())
 }
 

@@ -182,7 +182,7 @@ type Config struct {
 	// Logger gets what goes wrong, at most ten lines a second of each kind; a
 	// healthy engine logs below Info only. Tokens, queries, cookies and bodies
 	// are never logged. Its handler must not call the engine, which may wait
-	// for it. nil: slog.Default().
+	// for it, and other connections wait while it runs. nil: slog.Default().
 	Logger *slog.Logger
 }
 
@@ -676,7 +676,7 @@ func New(cfg Config) (*Engine, error) {
 		Tick:          min(time.Second, max(min(cfg.Heartbeat, e.beats.Interval, e.beats.Timeout)/5, 10*time.Millisecond)),
 	})
 	e.serveSocketIO()
-	for range min(runtime.GOMAXPROCS(0), 256) { // Conn.shard is a byte
+	for range min(runtime.GOMAXPROCS(0), stripeCount) {
 		e.shards = append(e.shards, newShard(e, len(e.shards)))
 	}
 	e.places = newPlaces(len(e.shards), e.presence, e.cluster)
@@ -1444,7 +1444,9 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 	f.flights = e.counted()
 	pace := float64(m.Rate)
 	f.paced = m.Rate > 0
+	f.async = m.Async && !f.paced // before the links' readers know of it
 	if away != nil {
+		away.frames, away.cannot = p.frames, p.cannot
 		pace /= float64(away.parts(len(conns)))
 		if m.Rate > 0 {
 			f.pause = time.Duration(float64(time.Second) / pace)
@@ -1471,7 +1473,6 @@ func (e *Engine) pushDevices(ctx context.Context, conns []*Conn, owners, offline
 		defer f.land()
 		f.pace(ctx, push, from, pace)
 	} else {
-		f.async = m.Async
 		f.launch(ctx, p, from)
 		away.finish(ctx)
 		if d := e.cfg.Limits.AckTimeout; d > 0 {
@@ -1516,11 +1517,11 @@ type flight struct {
 	ack      uint32  // 0: none wanted
 	begin    time.Time
 	progress func(Receipt)
-	done     chan struct{} // closed when open falls to 0; nil: nobody waits for that
+	done     chan struct{} // closed when open falls to 0; nil: nobody waits for that. Of a paced sink it is made later, but before depart
 	moved    chan struct{} // poked by settle for progress; never closed
 	paced    bool          // the wait for answers begins when it was sent to the last device here
 	pause    time.Duration // of a push that other nodes pace: the longest between two devices there; 0: none does
-	async    bool          // nobody waits but, from the first news on, a goroutine that tells progress
+	async    bool          // nobody waits but, from the first news on, a goroutine that tells progress; a paced one has a goroutine anyway
 	sink     *served       // it is another node's, which is told; nil: it is this node's
 	flights  *tally.Tally  // it is counted there
 
@@ -1640,6 +1641,17 @@ func (f *flight) pace(ctx context.Context, p *encoded, from *Conn, rate float64)
 
 const paceStep = 50 * time.Millisecond
 
+// has tells whether the push goes to a connection of this node.
+func (f *flight) has(c *Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hasLocked(c)
+}
+
+func (f *flight) hasLocked(c *Conn) bool {
+	return slices.Contains(f.conns, c) || slices.ContainsFunc(f.late, func(l late) bool { return l.conn == c })
+}
+
 // sendLate writes the push to a connection that came to this node after it had
 // begun, unless that has it.
 func (f *flight) sendLate(c *Conn, owner string, p *encoded) {
@@ -1647,7 +1659,7 @@ func (f *flight) sendLate(c *Conn, owner string, p *encoded) {
 	c.describe(&d)
 	d.UserID = owner
 	f.mu.Lock()
-	if f.over || f.open == 0 || slices.Contains(f.conns, c) || slices.ContainsFunc(f.late, func(l late) bool { return l.conn == c }) {
+	if f.over || f.open == 0 || f.hasLocked(c) {
 		f.mu.Unlock()
 		return
 	}
@@ -1950,10 +1962,15 @@ func (e *Engine) keepReplyLocked(f *flight, n int) bool {
 	return true
 }
 
-// land is the end of a flight: from here on the answers are the caller's.
-// Nothing is left to give up, unless Progress ended the goroutine.
+// land is the end of a flight: from here on the answers are the caller's. What
+// is open then is given up: Progress ended the goroutine, or the link of a sink
+// ended. Of a sink it may come twice, from the link's writer and its end.
 func (f *flight) land() {
 	f.mu.Lock()
+	if f.landed {
+		f.mu.Unlock()
+		return
+	}
 	f.landed = true
 	if f.replies > 0 {
 		f.e.replies.Add(-int64(f.replies))

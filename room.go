@@ -80,7 +80,7 @@ func (k placeKey) twin() (placeKey, bool) {
 }
 
 const (
-	stripeCount = 64  // locks over the table
+	stripeCount = 256 // locks over the table, and the most shards: Conn.shard is a byte
 	fewMembers  = 64  // up to that a place is one slice, and a push to it is written by its caller
 	chunk       = 256 // members copied under the lock at a time
 )
@@ -426,7 +426,8 @@ func (p *places) mark(c *Conn, there bool) {
 	s.mu.Unlock()
 }
 
-// addEveryone appends who of a stripe is in everyone.
+// addEveryone appends who of a stripe is in everyone: a whole stripe, which of a
+// million connections is 4 000, some 50 µs under the lock.
 func (s *stripe) addEveryone(dst []*Conn) []*Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -27,9 +27,8 @@ const near = 32 // waits that may end later than one that is put before them
 
 // Owner is who waits.
 type Owner interface {
-	// Expire is the end of the wait: at most once, on a goroutine of the Queue,
-	// without a lock. It may come a little after Remove, and should not be long,
-	// for others come behind it.
+	// Expire is the end of the wait: at most once, on a goroutine that nobody
+	// else waits for, without a lock. It may come a little after Remove.
 	Expire()
 }
 
@@ -86,11 +85,15 @@ func (q *Queue) removeLocked(w *Wait) {
 		w.next.prev = w.prev
 	}
 	*w = Wait{}
+	if q.first == nil && !q.due.IsZero() { // it would keep alive what the Queue is in
+		q.timer.Stop()
+		q.due = time.Time{}
+	}
 }
 
-// armLocked sets the timer to the first wait. It stays set when that is
-// removed: a timer that fires for nothing once in the length of a wait is
-// cheaper than one that is moved by each.
+// armLocked sets the timer to the first wait. It stays so when that is removed
+// and there are others: a timer that fires for nothing once in the length of a
+// wait is cheaper than one that is moved by each.
 func (q *Queue) armLocked() {
 	q.due = q.first.at
 	if q.timer == nil {
@@ -112,7 +115,11 @@ func (q *Queue) expire() {
 		q.armLocked()
 	}
 	q.mu.Unlock()
-	for _, o := range over {
-		o.Expire()
+	for i, o := range over {
+		if i < len(over)-1 {
+			go o.Expire()
+		} else {
+			o.Expire()
+		}
 	}
 }

@@ -24,7 +24,7 @@ type Conn struct {
 	ip   [16]byte // of the peer, IPv4 as in RFC 4291, 2.5.5.2; zero: it has none
 
 	seen    uint32     // guarded by mu: when the last byte came, in milliseconds since d.start; they wrap after 49 days
-	mu      sync.Mutex // guards everything below; no system call under it but the poller's epoll_ctl
+	mu      sync.Mutex // guards everything below; no system call under it but those that take a polled socket over, watch it and shut it down
 	refs    int8       // the reader, a Tick or Slow being called, a system call with a polled descriptor: Closed waits for 0
 	started bool       // by Start
 	stopped bool       // Data took less than it was given; nobody reads

@@ -57,8 +57,9 @@ type Config struct {
 	Tick time.Duration
 }
 
-// Handler is told what happens to a connection. No method may block, and none
-// may rely on the goroutine it runs on. Nothing is called before Start except
+// Handler is told what happens to a connection. No method may block, or take
+// long: the shard's other connections wait for it (see Conn.Apart). None may
+// rely on the goroutine it runs on. Nothing is called before Start except
 // Closed. Data, Tick and Slow may overlap each other (each with itself never);
 // Closed overlaps nothing and is the last. All may call any method of any
 // Conn, with the exception noted at Slow.
@@ -155,7 +156,8 @@ func (c *Conn) connect(nc net.Conn) {
 	if c.ip == [16]byte{} {
 		c.setPeer(addrPort(nc))
 	}
-	if c.s = nil; !c.adopt(nc) {
+	c.s = nil
+	if !c.adopt(nc) {
 		c.s = newStream(nc)
 	}
 }

@@ -46,7 +46,8 @@ const (
 )
 
 // adopt makes c a polled connection with nc's descriptor and closes nc, if it
-// has one that may be used and there is a second one to be had for it.
+// has one that may be used and there is a second one to be had for it. There is
+// no way back: one that the set does not take later is closed.
 func (c *Conn) adopt(nc net.Conn) bool {
 	raw := rawConn(nc)
 	if raw == nil {

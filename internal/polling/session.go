@@ -98,7 +98,7 @@ func (p *Session) Polls() bool {
 	return p.polling
 }
 
-// Wake says that there is something to Take. It is for Driver.AddPulled, may be
+// Wake says that there is something to Take. It is for Driver.DrivePulled, may be
 // called by any goroutine at any time, and takes no lock.
 func (p *Session) Wake() {
 	select {
@@ -109,7 +109,7 @@ func (p *Session) Wake() {
 
 // Begin registers the session and answers its handshake with everything that
 // is queued on nc, of which the open packet has to be the first. nc comes from
-// AddPulled with p.Wake, and was started. Begin returns when the answer is
+// DrivePulled with p.Wake, and was started. Begin returns when the answer is
 // written, or when it cannot be.
 func (p *Session) Begin(w http.ResponseWriter, r *http.Request, nc *netio.Conn, h Host) {
 	p.nc, p.h = nc, h
