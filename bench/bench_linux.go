@@ -129,7 +129,8 @@ func (b *bench) setConns() error {
 }
 
 // findPeers makes the ones that can run. One whose compiler or packages are not
-// there is left out; one that does not compile is a failure.
+// there is left out; one that does not compile is a failure. With -all, so is
+// one whose packages only are not there.
 func (b *bench) findPeers(dir string) {
 	for _, name := range peerNames {
 		if len(b.only) > 0 && !slices.Contains(b.only, name) {
@@ -164,6 +165,8 @@ func (b *bench) findPeers(dir string) {
 			p.command = serveCommand(b.self, name)
 		}
 		switch {
+		case missing != nil && b.all && !errors.Is(missing, exec.ErrNotFound):
+			b.fail("%s: %v", peerTitles[name], missing)
 		case missing != nil:
 			b.results.LeftOut = append(b.results.LeftOut, fmt.Sprintf("%s is left out: %v", peerTitles[name], missing))
 			b.log("%s", b.results.LeftOut[len(b.results.LeftOut)-1])
@@ -245,9 +248,10 @@ func (b *bench) round(round int) {
 	// Who does next to nothing does it at the same time.
 	idle := named(peerEngine, peerGoroutines, peerGorilla)
 	v, errs := make([]map[string]float64, len(idle)), make([]error, len(idle))
-	var all sync.WaitGroup
+	var all, dialing sync.WaitGroup
+	dialing.Add(len(idle))
 	for i, p := range idle {
-		all.Go(func() { v[i], errs[i] = b.measureHeartbeat(p, most) })
+		all.Go(func() { v[i], errs[i] = b.measureHeartbeat(p, most, &dialing) })
 	}
 	all.Wait()
 	for i, p := range idle {

@@ -11,7 +11,8 @@ import (
 // gwsServer is lxzan/gws as its README (github.com/lxzan/gws) advises under
 // "Best Practice": parallel handling of messages, recovery, ReadLoop on a
 // goroutine of its own so that the request is garbage; and under "Broadcast":
-// one Broadcaster for all connections. Compression is off here as everywhere.
+// one Broadcaster for all connections. Buffers are at their
+// defaults, of which it says nothing. Compression is off here as everywhere.
 // Its clients are the ones that ping.
 type gwsServer struct {
 	gws.BuiltinEventHandler

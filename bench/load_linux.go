@@ -438,8 +438,9 @@ func (l *load) request(fd int, c *loadConn) error {
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAECAwQFBgcICQoLDA0ODw==\r\n\r\n", path, c.user, c.user/roomSize))
 }
 
-// upgraded awaits the answer to a request; Socket.IO has its first frame behind
-// that.
+// upgraded awaits the answer to a request. Socket.IO has its first frame behind
+// that; others may have a ping there, for the first is not a whole heartbeat
+// later.
 func (l *load) upgraded(fd int, c *loadConn) error {
 	return l.await(fd, c, func(got []byte) (whole bool, err error) {
 		head, rest, ended := bytes.Cut(got, []byte("\r\n\r\n"))
@@ -452,9 +453,7 @@ func (l *load) upgraded(fd int, c *loadConn) error {
 		if c.door == doorSocketIO {
 			return beginsWith(rest, "0{")
 		}
-		if len(rest) > 0 {
-			return false, fmt.Errorf("frames %.300q", rest)
-		}
+		l.feed(fd, rest)
 		return true, nil
 	})
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -52,6 +53,39 @@ func TestLoadNoticesWhatNobodySent(t *testing.T) {
 		if l.wrong == "" || l.events != 0 {
 			t.Errorf("%q: %d events, wrong: %q", frame, l.events, l.wrong)
 		}
+	}
+}
+
+func TestLoadTakesWhatComesRightBehindAnUpgrade(t *testing.T) {
+	for behind, want := range map[string]struct {
+		pings int64
+		rest  string
+		wrong bool
+	}{
+		"":                 {},
+		"\x89\x00":         {pings: 1},
+		"\x89\x00\x89":     {pings: 1, rest: "\x89"},
+		"\x88\x02\x03\xe8": {wrong: true},
+	} {
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd := fds[0]
+		l := &load{conns: make([]loadConn, fd+1), buf: make([]byte, 1024)}
+		c := &l.conns[fd]
+		*c = loadConn{open: true, door: doorWebSocket}
+		if _, err := syscall.Write(fds[1], []byte("HTTP/1.1 101 Switching Protocols\r\n\r\n"+behind)); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.upgraded(fd, c); err != nil {
+			t.Errorf("%q: %v", behind, err)
+		}
+		if l.pings != want.pings || string(c.rest) != want.rest || (l.wrong != "") != want.wrong {
+			t.Errorf("%q: %d pings, %q left, wrong: %q", behind, l.pings, c.rest, l.wrong)
+		}
+		syscall.Close(fds[0])
+		syscall.Close(fds[1])
 	}
 }
 

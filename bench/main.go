@@ -16,6 +16,7 @@ import (
 // options are the command line's.
 type options struct {
 	quick bool
+	all   bool
 	runs  int
 	conns []int // 0: as many as there may be
 	only  []string
@@ -37,6 +38,7 @@ func run(args []string) error {
 	var o options
 	flags.BoolVar(&o.quick, "quick", false, "everything once, with 200 connections: a check that it works, not a measurement")
 	flags.IntVar(&o.runs, "runs", 5, "how often each figure is measured")
+	flags.BoolVar(&o.all, "all", false, "it is an error if a peer is left out whose compiler, or Node, is there")
 	conns := flags.String("conns", "1000,10000,max", "numbers of connections; max: what the limit on descriptors allows")
 	only := flags.String("only", "", "the peers that run, of "+strings.Join(peerNames, ",")+"; empty: all")
 	flags.StringVar(&o.out, "out", "results", "the folder for results.json, table.md and the plots")

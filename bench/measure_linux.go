@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -36,16 +38,16 @@ func (b *bench) start(p peer, door string, heartbeat time.Duration) (*pair, erro
 		err = fmt.Errorf("%s told no port", p.name)
 	}
 	if err != nil {
-		s.stop()
+		s.stop(&err)
 		return nil, err
 	}
 	s.port = int(first[0])
 	return s, nil
 }
 
-func (s *pair) stop() {
-	s.server.stop()
-	s.load.stop()
+// stop ends both. How they end is the error if there is none yet.
+func (s *pair) stop(err *error) {
+	*err = cmp.Or(*err, s.server.stop(), s.load.stop())
 }
 
 // dial opens connections as users first, first+1, …, and waits until the
@@ -192,17 +194,20 @@ type effort struct {
 const latencyTurn = 10
 
 var (
-	fullEffort  = effort{deliveries: 100_000, pushes: 10_000, latencies: 40 * latencyTurn, duels: 5, settle: 300 * time.Millisecond, silence: 50 * time.Second, heartbeat: 25 * time.Second}
+	fullEffort  = effort{deliveries: 50_000, pushes: 10_000, latencies: 40 * latencyTurn, duels: 5, settle: 300 * time.Millisecond, silence: 50 * time.Second, heartbeat: 25 * time.Second}
 	quickEffort = effort{deliveries: 1_000, pushes: 200, latencies: 4 * latencyTurn, duels: 2, settle: 50 * time.Millisecond, silence: 2500 * time.Millisecond, heartbeat: time.Second}
 )
 
 // noHeartbeat is long enough for none to fall into a measurement.
 const noHeartbeat = time.Hour
 
-// warmUp has the connections made that pay for what is there once. They are
-// gone after that; it returns the memory without any.
+// warmConns pay for what is there once. They are as many whatever comes then,
+// or the growth with the number of connections would have theirs in it.
+const warmConns = 1_000
+
+// warmUp has those connections come and go. It returns the memory without any.
 func (s *pair) warmUp(conns int) (memory, error) {
-	n := min(max(100, conns/10), conns)
+	n := min(warmConns, conns)
 	if err := s.dial(0, n); err != nil {
 		return memory{}, err
 	}
@@ -314,13 +319,13 @@ func (s *pair) churn(v map[string]float64) error {
 }
 
 // measureLoad is partLoad.
-func (b *bench) measureLoad(p peer, conns int) (map[string]float64, error) {
+func (b *bench) measureLoad(p peer, conns int) (v map[string]float64, err error) {
 	s, err := b.start(p, doorWebSocket, noHeartbeat)
 	if err != nil {
 		return nil, err
 	}
-	defer s.stop()
-	v := make(map[string]float64)
+	defer s.stop(&err)
+	v = make(map[string]float64)
 	if p.name == peerBare {
 		if err := s.dial(0, conns); err != nil {
 			return nil, err
@@ -343,13 +348,13 @@ func (b *bench) measureLoad(p peer, conns int) (map[string]float64, error) {
 }
 
 // measureDoor tells what connections at another door cost.
-func (b *bench) measureDoor(p peer, door string, conns int) (map[string]float64, error) {
+func (b *bench) measureDoor(p peer, door string, conns int) (v map[string]float64, err error) {
 	s, err := b.start(p, door, noHeartbeat)
 	if err != nil {
 		return nil, err
 	}
-	defer s.stop()
-	v := make(map[string]float64)
+	defer s.stop(&err)
+	v = make(map[string]float64)
 	if err := s.connect(conns, v); err != nil {
 		return nil, err
 	}
@@ -377,7 +382,12 @@ func (b *bench) measurePush(peers []peer, conns int, failed func(peer, error)) [
 			failed(p, err)
 			continue
 		}
-		defer s.stop()
+		defer func() {
+			var err error
+			if s.stop(&err); err != nil {
+				failed(p, err)
+			}
+		}()
 		all = append(all, &contestant{peer: p, pair: s})
 	}
 	each := func(step func(*contestant) error) {
@@ -429,11 +439,11 @@ func (c *contestant) values() map[string]float64 {
 func (b *bench) measureStrict(p, bare peer, conns int) (all []map[string]float64, err error) {
 	var pairs [2]*pair
 	for i, p := range []peer{p, bare} {
-		s, err := b.start(p, doorWebSocket, noHeartbeat)
-		if err != nil {
-			return nil, err
+		s, failed := b.start(p, doorWebSocket, noHeartbeat)
+		if failed != nil {
+			return nil, failed
 		}
-		defer s.stop()
+		defer s.stop(&err)
 		if err := s.dial(0, conns); err != nil {
 			return nil, err
 		}
@@ -475,14 +485,16 @@ func (b *bench) measureStrict(p, bare peer, conns int) (all []map[string]float64
 }
 
 // measureHeartbeat leaves connections alone. The time is a whole number of
-// heartbeats.
-func (b *bench) measureHeartbeat(p peer, conns int) (map[string]float64, error) {
+// heartbeats. It begins when nobody dials any more, which dialing is told of.
+func (b *bench) measureHeartbeat(p peer, conns int, dialing *sync.WaitGroup) (v map[string]float64, err error) {
 	s, err := b.start(p, doorWebSocket, b.effort.heartbeat)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		defer s.stop(&err)
+		err = s.dial(0, conns)
 	}
-	defer s.stop()
-	if err := s.dial(0, conns); err != nil {
+	dialing.Done()
+	dialing.Wait()
+	if err != nil {
 		return nil, err
 	}
 	pings := func() (int64, error) {

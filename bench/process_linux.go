@@ -43,13 +43,20 @@ func startProcess(name string, argv []string) (*process, error) {
 	return &process{name, cmd, in, out, bufio.NewReader(out)}, nil
 }
 
-// stop ends it, and waits for its end.
-func (p *process) stop() {
+// stop ends it, and waits for its end. One that has to be killed fails.
+func (p *process) stop() error {
+	const atMost = 5 * time.Second
 	p.in.Close()
-	kill := time.AfterFunc(5*time.Second, func() { p.cmd.Process.Kill() })
-	p.cmd.Wait()
-	kill.Stop()
+	kill := time.AfterFunc(atMost, func() { p.cmd.Process.Kill() })
+	err := p.cmd.Wait()
 	p.out.Close()
+	switch {
+	case !kill.Stop():
+		return fmt.Errorf("%s did not end within %v", p.name, atMost)
+	case err != nil:
+		return fmt.Errorf("%s ended with %w", p.name, err)
+	}
+	return nil
 }
 
 // ask sends a line and returns the numbers of the answer.

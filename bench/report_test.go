@@ -101,6 +101,47 @@ func TestRatiosAreOfOneRun(t *testing.T) {
 	}
 }
 
+// TestGrowthOfMemoryLeavesOutWhatIsThereOnce: a process whose RAM is so much
+// once, and so much for each connection, does not grow; one whose connections
+// need more the more there are does.
+func TestGrowthOfMemoryLeavesOutWhatIsThereOnce(t *testing.T) {
+	for _, c := range []struct {
+		once, each, more float64 // more: for each connection beside each
+		want             float64
+		verdict          string
+	}{
+		{0, 700, 0, 1, "reached"},
+		{-400_000, 700, 0, 700. / 660, "reached"},
+		{200_000, 700, 0, 700. / 720, "reached"},
+		{0, 600, 0.01, 805. / 700, "**missed**"},
+	} {
+		r := &results{Runs: 1, Conns: []int{1000, 10_000, 19_500}}
+		for _, conns := range r.Conns {
+			n := float64(conns)
+			r.Samples = append(r.Samples, sample{1, partLoad, peerEngine, conns, map[string]float64{valueRSS: c.once/n + c.each + c.more*n}})
+		}
+		got := r.growthOfMemory(peerEngine)
+		if len(got) != 1 || math.Abs(got[0]-c.want) > 1e-9 {
+			t.Errorf("%+v: growth %v, want %v", c, got, c.want)
+		}
+		for _, m := range r.marks() {
+			if strings.HasPrefix(m.what, "growth: memory") && m.verdict() != c.verdict {
+				t.Errorf("%+v is %s, want %s", c, m.verdict(), c.verdict)
+			}
+		}
+	}
+}
+
+// TestResultsOfNothingMakeATable: a run may have been ended before it began.
+func TestResultsOfNothingMakeATable(t *testing.T) {
+	if got := new(results).table(); !bytes.Contains(got, []byte("not measured")) {
+		t.Errorf("table without samples:\n%s", got)
+	}
+	if got := new(results).plots(); len(got) != 0 {
+		t.Errorf("%d plots without samples", len(got))
+	}
+}
+
 // element is one of an SVG file.
 type element struct {
 	name string

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +27,7 @@ type machine struct {
 	Cores    int               `json:"cores"`
 	Kernel   string            `json:"kernel"`
 	Load     string            `json:"load"`     // the average of the minute before it began
-	Versions map[string]string `json:"versions"` // of Go, of Node, of the C compiler, of the peers
+	Versions map[string]string `json:"versions"` // of Go, of Node, of the C compiler, of the peers; push is the engine's commit, with a + if files were changed
 }
 
 // sample is what one run of one peer told.
@@ -187,6 +188,30 @@ func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+// maximum is the largest number of connections, 0 if there is none.
+func (r *results) maximum() int { return r.most(math.MaxInt) }
+
+// growthOfMemory is what one more connection needs between pushConns and the
+// maximum / a connection at markConns, in each run. What a process has once is
+// in neither number that it is the difference of.
+func (r *results) growthOfMemory(peer string) (all []float64) {
+	few, maximum := r.most(pushConns), r.maximum()
+	if few == 0 || maximum <= few {
+		return nil
+	}
+	for run := 1; run <= r.Runs; run++ {
+		at := func(conns int) (float64, bool) { return of{partLoad, peer, conns, valueRSS}.in(r, run) }
+		least, ok1 := at(few)
+		most, ok2 := at(maximum)
+		each, ok3 := at(markConns)
+		if ok1 && ok2 && ok3 && each != 0 {
+			slope := (most*float64(maximum) - least*float64(few)) / float64(maximum-few)
+			all = append(all, slope/each)
+		}
+	}
+	return all
 }
 
 // most is the largest number of connections that was measured and is at most

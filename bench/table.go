@@ -26,7 +26,7 @@ const (
 )
 
 func (r *results) marks() []mark {
-	most, few, maximum := r.most(markConns), r.most(pushConns), r.Conns[len(r.Conns)-1]
+	most, few, maximum := r.most(markConns), r.most(pushConns), r.maximum()
 	growth := func(value string) []float64 {
 		if few == 0 || maximum <= few {
 			return nil
@@ -47,8 +47,8 @@ func (r *results) marks() []mark {
 		{"ten broadcasts back to back: CPU of a delivery / of a bare write in C", 0.12, "", markConns, most, r.values(partStrict, peerEngine, most, valueBurstBare)},
 		{"push to one user, p50 / the gorilla hub's, callers work on", 0.3, "", pushConns, few, r.ratios(of{partPush, peerEngine, few, valuePush50}, of{partPush, peerGorilla, few, valuePush50})},
 		{"CPU of idle connections with heartbeats", 0.5, "% of a core", markConns, most, r.values(partHeartbeat, peerEngine, most, valueIdleCPU)},
-		{"growth: memory of a connection at the maximum / at 1 000", 1.1, "", 0, maximum, growth(valueRSS)},
-		{"growth: CPU to take a connection, the same", 1.1, "", 0, maximum, growth(valueConnect)},
+		{"growth: memory of one more connection from 1 000 to the maximum / of one at 10 000", 1.1, "", 0, maximum, r.growthOfMemory(peerEngine)},
+		{"growth: CPU to take a connection at the maximum / at 1 000", 1.1, "", 0, maximum, growth(valueConnect)},
 		{"growth: CPU of a broadcast's delivery, the same", 1.1, "", 0, maximum, growth(valueSingle)},
 		{"growth: the same counted in bare writes, which grow, too", 1.1, "", 0, maximum, inWrites},
 	}
@@ -84,7 +84,7 @@ func (r *results) table() []byte {
 	slices.SortFunc(versions, func(a, b string) int { return strings.Compare(strings.ToLower(a), strings.ToLower(b)) })
 	fmt.Fprintf(t, "%s.\n\n", strings.Join(versions, ", "))
 	fmt.Fprintf(t, "%s Cells are the median of %s and, in brackets, the least and the most. CPU is the server process's, user and system; "+
-		"memory is its RAM after garbage collection, less what it was without connections. How it is measured, and what that leaves out, is in bench/README.md.\n\n",
+		"memory is its RAM after garbage collection, less what it was when 1 000 connections had come and gone. How it is measured, and what that leaves out, is in bench/README.md.\n\n",
 		"Every server is a process of its own, all take turns in each run, and the clients are one thread of another process on the same cores.", plural(r.Runs, "run"))
 	for _, why := range r.LeftOut {
 		fmt.Fprintf(t, "- %s\n", why)
@@ -110,9 +110,9 @@ func (r *results) table() []byte {
 	}
 	write(t, rows)
 
-	most, few, maximum := r.most(markConns), r.most(pushConns), r.Conns[len(r.Conns)-1]
+	most, few, maximum := r.most(markConns), r.most(pushConns), r.maximum()
 	if most > 0 {
-		fmt.Fprintf(t, "## Ratios, %s connections\n\nEach is of two figures of the same run. The bare loop writes each frame by itself, so a burst may be below 1 of it.\n\n", count(most))
+		fmt.Fprintf(t, "## Ratios, %s connections\n\nEach is of two figures of the same run. The bare loop writes each frame by itself, so a burst may be below 1 of it. Columns \"/ bare\" are of figures that were taken minutes apart; only \"The engine and the bare loop in turn\" below has them in turn.\n\n", count(most))
 		load := func(value, to string) func(string) []float64 {
 			toValue := value
 			if to == peerBare {
@@ -149,14 +149,14 @@ func (r *results) table() []byte {
 		})
 	}
 	if few > 0 && maximum > few {
-		fmt.Fprintf(t, "## Growth from %s to %s connections\n\nWhat each costs at the maximum / at %s.\n\n", count(few), count(maximum), count(few))
+		fmt.Fprintf(t, "## Growth from %s to %s connections\n\nMemory is that of one more connection between the two numbers / of one at %s, so what is there once is not in it. CPU is that at the maximum / at %s.\n\n", count(few), count(maximum), count(markConns), count(few))
 		growth := func(value string) func(string) []float64 {
 			return func(peer string) []float64 {
 				return r.ratios(of{partLoad, peer, maximum, value}, of{partLoad, peer, few, value})
 			}
 		}
 		r.peers(t, partLoad, maximum, []column{
-			{"memory of a connection", growth(valueRSS)}, {"CPU to connect", growth(valueConnect)},
+			{"memory of one more connection", r.growthOfMemory}, {"CPU to connect", growth(valueConnect)},
 			{"CPU of a broadcast's delivery", growth(valueSingle)}, {"of a burst's", growth(valueBurst)},
 		})
 	}

@@ -21,6 +21,13 @@ func readVersions(versions map[string]string) {
 			}
 		}
 	}
+	if head, err := exec.Command("git", "rev-parse", "--short", "HEAD").Output(); err == nil {
+		commit := strings.TrimSpace(string(head))
+		if changed, err := exec.Command("git", "status", "--porcelain").Output(); err != nil || len(changed) > 0 {
+			commit += "+"
+		}
+		versions["push"] = commit
+	}
 	for name, args := range map[string][]string{"Node": {"node", "--version"}, "cc": {"cc", "-dumpfullversion"}} {
 		if out, err := exec.Command(args[0], args[1:]...).Output(); err == nil {
 			versions[name] = strings.TrimPrefix(strings.TrimSpace(string(out)), "v")
