@@ -992,9 +992,10 @@ type node struct {
 	unmet int       // for how many seconds it has not dialled this node
 	down  time.Time // since when there is no link to it; the zero time: there is one
 
+	last atomic.Uint64 // id of the last that it was asked, or was going to be
+
 	mu    sync.Mutex
 	asked map[uint64]asked // guarded by mu: what it has not answered whole
-	last  uint64           // guarded by mu: id of the last one
 	gone  bool             // guarded by mu: it is asked nothing any more
 }
 
@@ -1003,17 +1004,14 @@ type asked interface {
 	lost() // there will be none. It may come more than once
 }
 
-// expect notes what is going to be asked, and sets its id. It has to be before
-// that is sent.
-func (n *node) expect(a asked, id *uint64) bool {
+// expect notes what is going to be asked. It has to be before that is sent.
+func (n *node) expect(a asked, id uint64) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.gone {
 		return false
 	}
-	n.last++
-	*id = n.last
-	n.asked[n.last] = a
+	n.asked[id] = a
 	return true
 }
 
@@ -1081,6 +1079,12 @@ type sending struct {
 
 	full  []int      // places in targets: their links had no room at first
 	fails []Delivery // without a flight: nodes that did not get it
+
+	// What connections here got, for those that come here meanwhile.
+	frames [dialects][]byte // static after begin
+	cannot [dialects]Status // static after begin
+	once   sync.Once        // makes late
+	late   *encoded         // nil: it was not wanted yet, or MPush.Content ended the goroutine
 }
 
 // reach tells which other nodes a push goes to, nil for none.
@@ -1125,14 +1129,21 @@ func (s *sending) nobody() []string {
 	return s.user[:0]
 }
 
-// encoded is the push for devices that come to this node.
+// encoded is the push for devices that come to this node, made when the first
+// of them does. That may call MPush.Content. nil: there is none.
 func (s *sending) encoded() *encoded {
-	p := encoded{e: s.c.e, space: s.a.space(), ack: s.flight.ack, auto: s.ack == AutoAck}
-	var err error
-	if p.event, p.value, err = nodemsg.ParseMessage(s.message); err != nil {
-		panic("push: what this node encoded: " + err.Error())
-	}
-	return p.share(p.e)
+	s.once.Do(func() {
+		p := encoded{
+			e: s.c.e, space: s.a.space(), ack: s.flight.ack, auto: s.ack == AutoAck,
+			frames: s.frames, cannot: s.cannot,
+		}
+		var err error
+		if p.event, p.value, err = nodemsg.ParseMessage(s.message); err != nil {
+			panic("push: what this node encoded: " + err.Error())
+		}
+		s.late = p.share(p.e)
+	})
+	return s.late
 }
 
 // targets appends the nodes that hold a part of an audience.
@@ -1331,7 +1342,7 @@ func (s *sending) send(t *target, p *part, ctx context.Context) error {
 	if !s.until.IsZero() {
 		// The node is to say Timeout before this one has to say NodeLost.
 		left := time.Until(s.until)
-		push.Wait = uint32(max(1, (left - min(left/20, early)).Milliseconds()))
+		push.Wait = uint32(min(max(1, (left-min(left/20, early)).Milliseconds()), math.MaxUint32))
 	}
 	if len(t.users) > nodemsg.MaxUsers {
 		s.fail(t, TooLarge)
@@ -1341,14 +1352,14 @@ func (s *sending) send(t *target, p *part, ctx context.Context) error {
 		if p == nil {
 			p = new(part)
 		}
-		p.s, p.node, p.users = s, n, t.users
+		p.s, p.node, p.users, p.id = s, n, t.users, n.last.Add(1)
 		switch {
-		case !s.flight.add(p):
+		case !s.flight.add(p): // from here on it may be given up
 			return nil
-		case !n.expect(p, &p.id):
+		case !n.expect(p, p.id):
 			p.lost()
 			return nil
-		case p.again && p.isOver(): // since it was added
+		case p.isOver(): // since it was added
 			n.forget(p.id)
 			return nil
 		}
@@ -1723,15 +1734,10 @@ func (m *moving) queue(s *sending) {
 	}
 }
 
-// look looks once more for a user of a push. If others have him, or may still say
-// so, it does not wait for him to come.
+// look looks once more for a user of a push, in his lane: it may call a hook,
+// for which no link waits.
 func (m *moving) look(s *sending, user string) {
-	if len(s.a.Users) > maxLooked {
-		return
-	}
-	if s.flight.expects(user) {
-		m.send(s, user, keyOf(s.a.space(), kindUser, user))
-	} else {
+	if len(s.a.Users) <= maxLooked {
 		m.add(s, user, false)
 	}
 }
@@ -1800,8 +1806,8 @@ func (m *moving) run(key placeKey, lane *moves) {
 	}
 }
 
-// find sends a push to where its user is now. If that is nowhere it waits a
-// little for somebody to come.
+// find sends a push to where its user is now. If that is nowhere, and no other
+// node has him or may still say so, it waits a little for somebody to come.
 func (m *moving) find(key placeKey, lane *moves, mv *move) {
 	s := mv.part.s
 	grace := time.NewTimer(time.Until(mv.until))
@@ -1824,9 +1830,15 @@ func (m *moving) find(key placeKey, lane *moves, mv *move) {
 func (m *moving) send(s *sending, user string, key placeKey) (found bool) {
 	asked := s.flight.asked(user)
 	for _, c := range m.c.e.places.collect(nil, key) {
-		if s.a.matches(c) {
-			found = true
-			s.flight.sendLate(c, user, s.encoded())
+		if !s.a.matches(c) {
+			continue
+		}
+		found = true
+		if s.flight.has(c) {
+			continue
+		}
+		if p := s.encoded(); p != nil {
+			s.flight.sendLate(c, user, p)
 		}
 	}
 	for _, o := range m.c.directory.Locate(nil, placeOf(key)) {
@@ -1896,7 +1908,7 @@ type answers struct {
 
 	frame []byte // the link's worker's: what it is to push next
 
-	waits deadline.Queue // of flights, as long as the node says
+	waits deadline.Queue // of flights: as long as the node says; of paced ones AckTimeout from the last device on
 
 	mu      sync.Mutex
 	frames  []byte             // guarded by mu: whole ones, ready to go
@@ -2210,6 +2222,9 @@ func (a *answers) result(head *nodemsg.Result) {
 
 // serveFlight begins a push that does not settle at once.
 func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owners []string, nobody []uint32, p *encoded) {
+	for _, conn := range conns {
+		p.frame(conn.dialect) // which may call a hook: not when something has begun
+	}
 	if len(nobody) > 0 { // which are told of before the devices
 		a.result(&nodemsg.Result{ID: in.ID, Nobody: nobody})
 	}
@@ -2247,7 +2262,7 @@ func (c *cluster) serveFlight(a *answers, in *nodemsg.Push, conns []*Conn, owner
 			}
 			f.pace(ctx, push, nil, rate)
 			if d := c.e.cfg.Limits.AckTimeout; d > 0 {
-				a.waits.Add(&f.deadline, f.begin.Add(d), f)
+				a.waits.Add(&f.deadline, time.Now().Add(d), f) // from the last device on
 			}
 			f.depart()
 			f.wait(ctx)
@@ -2326,7 +2341,8 @@ func (c *cluster) ask(op uint8, a *Audience, text string) (*question, error) {
 	for _, t := range targets {
 		k := &call{q: q, node: t.node}
 		q.calls = append(q.calls, k)
-		if !t.node.expect(k, &k.id) {
+		k.id = t.node.last.Add(1)
+		if !t.node.expect(k, k.id) {
 			k.lost()
 			continue
 		}

@@ -590,7 +590,7 @@ type Engine struct {
 	held     atomic.Int64 // bytes of pushes that wait for OnConnect, or for a device to answer others
 	replies  atomic.Int64 // bytes of answers that flights keep
 	pushRate pushRate
-	waits    deadline.Queue // of flights: AckTimeout
+	waits    deadline.Queue // of flights that are not paced: AckTimeout
 	addrs    addrCounts
 
 	// mpush.
@@ -1525,7 +1525,7 @@ type flight struct {
 	sink     *served       // it is another node's, which is told; nil: it is this node's
 	flights  *tally.Tally  // it is counted there
 
-	deadline  deadline.Wait // in Engine.waits, or of a sink in answers.waits
+	deadline  deadline.Wait // in Engine.waits, or of a sink in answers.waits; in none while it is paced
 	following atomic.Bool   // that goroutine runs, or ran
 
 	mu         sync.Mutex

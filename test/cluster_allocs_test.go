@@ -109,9 +109,9 @@ func TestAPushToAnotherNodeMakesFewObjects(t *testing.T) {
 		for _, of := range []struct {
 			name      string
 			push      func()
-			near, far float64 // at most, for each delivery
+			near, far float64 // at most, for each delivery; a tenth is what pools lose to the collections of allocations
 		}{
-			{"one by one", each(m), 5, 4},
+			{"one by one", each(m), 5, 4.1},
 			{"one by one with an ack", each(acked), 6, 10},
 			{"together", together, 2, 3},
 		} {
@@ -123,8 +123,8 @@ func TestAPushToAnotherNodeMakesFewObjects(t *testing.T) {
 			}, nearSide, farSide)
 			near, far := float64(got[0])/float64(5*len(users)), float64(got[1])/float64(5*len(users))
 			t.Logf("%s: %.2f near, %.2f far", of.name, near, far)
-			if near > of.near || far > of.far {
-				t.Errorf("%s: want at most %v objects on the node that pushes and %v on the other, got %.2f and %.2f", of.name, of.near, of.far, near, far)
+			if near > of.near || far > of.far || got[0] == 0 || got[1] == 0 { // 0: it was not counted
+				t.Errorf("%s: want some and at most %v objects on the node that pushes and %v on the other, got %.2f and %.2f", of.name, of.near, of.far, near, far)
 			}
 		}
 	})

@@ -937,6 +937,81 @@ func TestAPacedPushWaitsForMuteDevicesAfterItsLastOne(t *testing.T) {
 	}
 }
 
+func TestAPacedPushMayTakeLongerThanAckTimeoutOnAnotherNode(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newClusterWorld(t, 2, many)
+		const count = 8 // at one a second; AckTimeout is 5 s
+		for range count {
+			w.nodes[1].visits("push.json", "alice")
+		}
+		w.spreads()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		for _, n := range w.nodes {
+			r, err := n.PushToUser(ctx, "alice", push.Message{Ack: push.AutoAck, Rate: 1})
+			if err != nil || r.Acked != count || r.Failed != 0 {
+				t.Errorf("from %s: %+v, %v", n.name, r, err)
+			}
+		}
+	})
+}
+
+// TestNewsOfAnAsyncPushMayComeWhileItIsBegun: other nodes answer before all were
+// asked.
+func TestNewsOfAnAsyncPushMayComeWhileItIsBegun(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		w := newClusterWorld(t, 6, many)
+		for _, n := range w.nodes {
+			n.visits("push.json", "alice")
+		}
+		w.spreads()
+		w.net.SetDelay(0, 0)
+		data := strings.Repeat("x", 20_000)
+		for range 150 {
+			var sent atomic.Int32
+			if _, err := w.nodes[0].PushToUser(t.Context(), "alice", push.Message{Async: true, Data: data, Progress: func(r push.Receipt) {
+				sent.Store(int32(r.Sent))
+			}}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			if n := sent.Load(); n != int32(len(w.nodes)) {
+				t.Errorf("want %d told as Sent, got %d", len(w.nodes), n)
+			}
+		}
+	})
+}
+
+func TestAUserWhoLeftAnotherNodeCostsNoSecondContent(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		var calls atomic.Int32
+		w := newClusterWorld(t, 2, func(cfg *push.Config) {
+			many(cfg)
+			cfg.MPush.Content = func(m push.Message) ([]byte, error) {
+				calls.Add(1)
+				return m.Data.(json.RawMessage), nil
+			}
+		})
+		a, b := w.nodes[0], w.nodes[1]
+		a.visits("mpush tcp plain", "alice")
+		gone := b.visits("push.json", "alice")
+		w.spreads()
+		gone.vanishes()
+		synctest.Wait() // b knows, and has not told
+		before := a.Stats().Cluster.Sent
+		r, err := a.PushToUser(t.Context(), "alice", push.Message{Ack: push.AutoAck})
+		if err != nil || r.Acked != 1 || r.Targets != 1 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		if n := a.Stats().Cluster.Sent - before; n != 1 {
+			t.Errorf("b was asked %d times", n)
+		}
+		if n := calls.Load(); n != 1 {
+			t.Errorf("want MPush.Content called once, got %d", n)
+		}
+	})
+}
+
 // TestMuteDevicesAreTimeoutAtTheDeadline, and what they answer after it changes
 // nothing.
 func TestMuteDevicesAreTimeoutAtTheDeadline(t *testing.T) {
