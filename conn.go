@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -2742,7 +2743,7 @@ func (t *transport) failLater(err error, after time.Duration) {
 	if broken.Code == wire.TooBig {
 		t.e.stats.limit(limitedMaxMessage)
 	}
-	t.e.log.Debug("push: protocol error", "conn", t.id(), "remote", t.remoteAddr(), "err", broken)
+	t.debug("push: protocol error", "conn", t.id(), "remote", t.remoteAddr(), "err", broken)
 	if !t.end(ReasonProtocol, false) {
 		return
 	}
@@ -2850,11 +2851,19 @@ func (t *transport) overflow() {
 	}
 }
 
+// debug logs on the lane: others wait for who calls it, and must not for the
+// application's logger.
+func (t *transport) debug(msg string, args ...any) {
+	if log := t.e.log; log.Enabled(context.Background(), slog.LevelDebug) {
+		t.lane.Always(func() { log.Debug(msg, args...) }, t)
+	}
+}
+
 // Closed is the driver's last call.
 func (t *transport) Closed(err error) {
 	t.end(ReasonLost, false)
 	e, why := t.e, t.why()
-	e.log.Debug("push: closed", "conn", t.id(), "user", brief(t.user()), "why", string(why), "err", err)
+	t.debug("push: closed", "conn", t.id(), "user", brief(t.user()), "why", string(why), "err", err)
 	e.stats.ended(why)
 	if t.counted {
 		e.addrs.leave(t.remoteAddr().Addr())

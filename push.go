@@ -182,7 +182,7 @@ type Config struct {
 	// Logger gets what goes wrong, at most ten lines a second of each kind; a
 	// healthy engine logs below Info only. Tokens, queries, cookies and bodies
 	// are never logged. Its handler must not call the engine, which may wait
-	// for it, and other connections wait while it runs. nil: slog.Default().
+	// for it; its Enabled must not wait for anything. nil: slog.Default().
 	Logger *slog.Logger
 }
 

@@ -35,6 +35,7 @@ type Conn struct {
 	closed  bool       // the socket is closed or about to be
 	told    bool       // Slow was called
 	apart   bool       // while Data is called: on a goroutine of its own, or to be called again on one
+	long    bool       // Apart was asked on such a goroutine
 	more    *more      // nil while there is nothing of it
 }
 
@@ -170,11 +171,16 @@ func (c *Conn) readLocked(now time.Duration) {
 // Apart is for Data, when what it was given will take it long: the shard's
 // other connections would wait. If it returns true, Data returns at once with
 // what it has taken so far, and is called with the rest on a goroutine of this
-// connection's own, which reads no further; on such a one Apart returns false.
+// connection's own. There Apart returns false, and has that goroutine read on
+// as long as there is something to read.
 func (c *Conn) Apart() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.s != nil || c.apart {
+	switch {
+	case c.s != nil:
+		return false
+	case c.apart:
+		c.long = true
 		return false
 	}
 	c.apart = true
@@ -367,18 +373,16 @@ func (c *Conn) slowLocked() bool {
 // read is the reading goroutine. It ends when Data takes less than it is
 // given, and Resume starts another, so a stopped connection costs no stack
 // and there is nobody to wake at its end. Of a polled connection it delivers
-// what was kept, and leaves the rest to the poller.
+// what was kept, and leaves the rest to the poller when there is no more, or
+// nothing long.
 func (c *Conn) read() {
 	c.mu.Lock()
 	carry := c.takeCarry()
 	c.mu.Unlock()
 	switch {
-	case carry != nil && !c.deliver(*carry, true):
+	case carry != nil && !c.deliver(*carry, true, true):
 	case c.s == nil:
-		c.mu.Lock()
-		c.watchLocked(toRead, true)
-		c.mu.Unlock()
-		c.leave()
+		c.readApart()
 	case c.s.raw != nil:
 		c.readRaw(freshness{})
 	default:
@@ -389,7 +393,7 @@ func (c *Conn) read() {
 func (c *Conn) readPlain(buf []byte, f freshness) {
 	for {
 		n, err := c.s.nc.Read(buf)
-		if n > 0 && !c.deliver(buf[:n], false) {
+		if n > 0 && !c.deliver(buf[:n], true, false) {
 			return
 		}
 		if err != nil {
@@ -432,10 +436,9 @@ func (c *Conn) readEnded(err error) {
 }
 
 // deliver hands b to the handler and reports whether to read on; if not, the
-// reader has left and must not touch c. own: the reader is a goroutine of c's,
-// and nobody else uses b. The caller holds a reference.
-func (c *Conn) deliver(b []byte, own bool) bool {
-	kept := own
+// reader has left and must not touch c. own: the reader is a goroutine of c's.
+// kept: nobody else uses b. The caller holds a reference.
+func (c *Conn) deliver(b []byte, own, kept bool) bool {
 	for {
 		c.mu.Lock()
 		if c.closed {

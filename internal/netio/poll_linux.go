@@ -212,7 +212,7 @@ func (c *Conn) readSome(buf []byte) {
 		case n == 0:
 			c.readEnded(nil)
 			return
-		case !c.deliver(buf[:n], false):
+		case !c.deliver(buf[:n], false, false):
 			return
 		case n < len(buf):
 			c.leave()
@@ -220,6 +220,38 @@ func (c *Conn) readSome(buf []byte) {
 		}
 	}
 	c.leave()
+}
+
+// readApart goes on reading on a goroutine of c's own, as long as Data takes
+// long and there is something to read. It gives up the caller's reference.
+func (c *Conn) readApart() {
+	for {
+		c.mu.Lock()
+		long := c.long
+		c.long = false
+		if !long {
+			c.watchLocked(toRead, true)
+			c.mu.Unlock()
+			c.leave()
+			return
+		}
+		c.mu.Unlock()
+		in := inputs.Get().(*input)
+		n, errno := sysRead(uintptr(c.fd), in.buf[:])
+		more := n > 0 && c.deliver(in.buf[:n], true, false)
+		inputs.Put(in)
+		switch {
+		case errno == syscall.EAGAIN: // and the set looks for more
+		case errno != 0:
+			c.readEnded(os.NewSyscallError("read", errno))
+			return
+		case n == 0:
+			c.readEnded(nil)
+			return
+		case !more:
+			return
+		}
+	}
 }
 
 // watchLocked has the set look for something, or not any more.

@@ -15,6 +15,7 @@ func (s *shard) closePoller()       {}
 
 func (c *Conn) watchLocked(uint8, bool) { panic(noPollers) }
 func (c *Conn) put([]byte) (int, error) { panic(noPollers) }
+func (c *Conn) readApart()              { panic(noPollers) }
 func (c *Conn) finLocked()              { panic(noPollers) }
 func (c *Conn) drop(bool)               { panic(noPollers) }
 

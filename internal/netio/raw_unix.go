@@ -52,7 +52,7 @@ func (c *Conn) readRaw(f freshness) {
 	for {
 		err := c.s.raw.Read(ready)
 		if err == nil && in.n > 0 {
-			more, n := c.deliver(in.buf[:in.n], false), in.n
+			more, n := c.deliver(in.buf[:in.n], true, false), in.n
 			inputs.Put(in)
 			in = nil
 			switch {
