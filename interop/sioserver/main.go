@@ -5,11 +5,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -144,9 +142,16 @@ func begin(addr string, o options, cluster *push.Cluster) (*server, error) {
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      20 * time.Second,
-		ConnContext:       func(ctx context.Context, nc net.Conn) context.Context { return context.WithValue(ctx, connKey{}, nc) },
 	}
-	go func() { s.failed <- s.http.Serve(ln) }()
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		s.engine.Close()
+		ln.Close()
+		return nil, err
+	}
+	s.cable = &cable{ln: ln, to: inner.Addr().String(), ends: make(map[string][2]net.Conn)}
+	go s.cable.run()
+	go func() { s.failed <- s.http.Serve(inner) }()
 	return s, nil
 }
 
@@ -156,6 +161,7 @@ func (s *server) shutdown() error {
 	defer stop()
 	err := s.engine.Shutdown(wait)
 	s.http.Close()
+	s.cable.close()
 	return err
 }
 
@@ -163,6 +169,7 @@ func (s *server) shutdown() error {
 func (s *server) cut() {
 	s.engine.Close()
 	s.http.Close()
+	s.cable.close()
 }
 
 // authenticate believes everybody but one.
@@ -217,6 +224,7 @@ type server struct {
 	engine *push.Engine
 	http   *http.Server
 	routes *http.ServeMux
+	cable  *cable
 	addr   string
 	name   string     // of the node; "": it is the only one
 	failed chan error // never closed; has one error when http ends
@@ -447,36 +455,33 @@ func (s *server) reasons(w http.ResponseWriter, r *http.Request) {
 	write(w, append([]push.Reason{}, s.ended[r.URL.Query().Get("user")]...))
 }
 
-// connKey is under what a request's context has its net.Conn.
-type connKey struct{}
-
 // tab is what one client has asked: clients name themselves in the query.
 type tab struct {
-	open map[net.Conn]bool // with a request held open, or a WebSocket
-	seen map[string]int    // requests, by method, transport and kind of body
+	open map[string]bool // connections with a request held open, or a WebSocket, by their address
+	seen map[string]int  // requests, by method, transport and kind of body
 }
 
 // watch notes which client is at which socket.
 func (s *server) watch(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
-		name, nc := q.Get("tab"), r.Context().Value(connKey{}).(net.Conn)
+		name, conn := q.Get("tab"), r.RemoteAddr
 		kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 		s.mu.Lock()
 		t := s.tabs[name]
 		if t == nil {
-			t = &tab{open: make(map[net.Conn]bool), seen: make(map[string]int)}
+			t = &tab{open: make(map[string]bool), seen: make(map[string]int)}
 			s.tabs[name] = t
 		}
 		t.seen[strings.TrimSpace(r.Method+" "+q.Get("transport")+" "+kind)]++
 		if r.Method == http.MethodGet && q.Get("sid") != "" || r.Header.Get("Upgrade") != "" {
-			t.open[nc] = true
+			t.open[conn] = true
 		}
 		s.mu.Unlock()
 		next.ServeHTTP(w, r)
 		if r.Header.Get("Upgrade") == "" {
 			s.mu.Lock()
-			delete(t.open, nc)
+			delete(t.open, conn)
 			s.mu.Unlock()
 		}
 	})
@@ -509,11 +514,7 @@ func (s *server) held(w http.ResponseWriter, r *http.Request) {
 // would. A client between two polls has none; then it waits for the next.
 func (s *server) drop(w http.ResponseWriter, r *http.Request) {
 	for range 200 {
-		if n, err := s.unplug(r.URL.Query().Get("tab")); n > 0 || err != nil {
-			if err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-				return
-			}
+		if n := s.unplug(r.URL.Query().Get("tab")); n > 0 {
 			write(w, n)
 			return
 		}
@@ -526,28 +527,19 @@ func (s *server) drop(w http.ResponseWriter, r *http.Request) {
 	http.Error(w, "it has no socket", http.StatusNotFound)
 }
 
-func (s *server) unplug(name string) (n int, err error) {
+func (s *server) unplug(name string) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := s.tabs[name]
 	if t == nil {
-		return 0, nil
+		return 0
 	}
-	for nc := range t.open {
-		tcp := nc.(*net.TCPConn)
-		err = cmp.Or(err, unlessClosed(tcp.CloseRead()), unlessClosed(tcp.CloseWrite()))
-		delete(t.open, nc)
+	for conn := range t.open {
+		s.cable.cut(conn)
+		delete(t.open, conn)
 		n++
 	}
-	return n, err
-}
-
-// unlessClosed is err, unless the socket has gone already.
-func unlessClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ENOTCONN) {
-		return nil
-	}
-	return err
+	return n
 }
 
 func write(w http.ResponseWriter, v any) {
