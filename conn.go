@@ -706,6 +706,9 @@ func (c *Conn) bindLocked(who *identity, rooms []string) (replaced []*Conn, drop
 		return nil, nil, ErrClosed
 	}
 	e, old := c.t.e, c.who.Load()
+	if who.expires != 0 {
+		e.expiring.Store(true)
+	}
 	key := keyOf(who.space, kindUser, who.user)
 	if who.class != "" && who.class == old.class && who.user == old.user {
 		who.stamp = old.stamp
@@ -2819,10 +2822,12 @@ func (t *transport) Tick(now time.Time) {
 		t.fail(&wire.Error{Code: wire.Policy, Text: "message took too long"})
 		return
 	}
-	for c := range t.conns {
-		if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at && !c.gone() {
-			t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
-			return
+	if e.expiring.Load() { // else it costs nothing: a login's end is three objects away
+		for c := range t.conns {
+			if at := c.who.Load().expires; at > 0 && now.UnixNano() >= at && !c.gone() {
+				t.shut(ReasonExpired, wire.Unauthorized, "login expired", false)
+				return
+			}
 		}
 	}
 	if pings && int32(millis(now)-t.nextPing) >= 0 {

@@ -612,6 +612,7 @@ type Engine struct {
 	// The end, Shutdown and Close.
 	draining atomic.Bool    // no more connections
 	closed   atomic.Bool    // no more pushes
+	expiring atomic.Bool    // some login has, or had, an end
 	ending   sync.Once      // brings done about
 	leaving  chan struct{}  // closed when draining begins: what waits for time of its own gives up
 	unread   unread         // sockets that are held without being read
