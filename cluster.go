@@ -1734,10 +1734,15 @@ func (m *moving) queue(s *sending) {
 	}
 }
 
-// look looks once more for a user of a push, in his lane: it may call a hook,
-// for which no link waits.
+// look looks once more for a user of a push. If others have him, or may still say
+// so, it does not wait for him to come.
 func (m *moving) look(s *sending, user string) {
-	if len(s.a.Users) <= maxLooked {
+	if len(s.a.Users) > maxLooked {
+		return
+	}
+	if s.flight.expects(user) {
+		m.send(s, user, keyOf(s.a.space(), kindUser, user))
+	} else {
 		m.add(s, user, false)
 	}
 }
@@ -1806,8 +1811,8 @@ func (m *moving) run(key placeKey, lane *moves) {
 	}
 }
 
-// find sends a push to where its user is now. If that is nowhere, and no other
-// node has him or may still say so, it waits a little for somebody to come.
+// find sends a push to where its user is now. If that is nowhere it waits a
+// little for somebody to come.
 func (m *moving) find(key placeKey, lane *moves, mv *move) {
 	s := mv.part.s
 	grace := time.NewTimer(time.Until(mv.until))
